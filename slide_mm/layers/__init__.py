@@ -1,0 +1,20 @@
+"""Modules that the backbones are made of. Tokens are channels-last, (B, H, W, C)."""
+
+from slide_mm.layers.block import Block
+from slide_mm.layers.downsampling import PatchEmbed, PatchMerging
+from slide_mm.layers.mlp import DepthwiseConvMlp
+from slide_mm.layers.position import AbsolutePositionEmbedding
+from slide_mm.layers.slide_attention import SlideAttention
+from slide_mm.layers.spatial_reduction_attention import SpatialReductionAttention
+from slide_mm.layers.window_attention import ShiftedWindowAttention
+
+__all__ = [
+    "AbsolutePositionEmbedding",
+    "Block",
+    "DepthwiseConvMlp",
+    "PatchEmbed",
+    "PatchMerging",
+    "ShiftedWindowAttention",
+    "SlideAttention",
+    "SpatialReductionAttention",
+]

@@ -1,0 +1,58 @@
+"""Layers that lower the resolution at the head of a stage."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad tokens (B, H, W, C) with zeros, below and to the right, to multiples of a number."""
+    height, width = x.shape[1:3]
+    return F.pad(x, (0, 0, 0, -width % multiple, 0, -height % multiple))
+
+
+class PatchEmbed(nn.Module):
+    """A strided convolution and a layer norm.
+
+    Args:
+        in_channels: Channels of the input.
+        embed_dims: Channels of the output.
+        kernel_size: Side of a patch. Equal to the stride for patches that tile the image (Swin,
+            PVT), and odd and larger for overlapping ones (PVTv2).
+        stride: Step from patch to patch, in input pixels.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        padding = kernel_size // 2 if kernel_size > stride else 0
+        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, padding)
+        self.norm = nn.LayerNorm(embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, in_channels) to (B, ceil(H / stride), ceil(W / stride), embed_dims)."""
+        if self.proj.padding == (0, 0):
+            x = pad_to_multiple(x, self.proj.stride[0])
+        return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Join 2 x 2 tokens into one and project them.
+
+    Swin Transformer, ICCV 2021, arXiv 2103.14030, section 3.1. The four tokens are joined in the
+    order of the authors' code: (0, 0), (1, 0), (0, 1), (1, 1) in (row, column).
+
+    Args:
+        in_channels: Channels of the input.
+        embed_dims: Channels of the output.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_channels)
+        self.reduction = nn.Linear(4 * in_channels, embed_dims, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, in_channels) to (B, ceil(H / 2), ceil(W / 2), embed_dims)."""
+        x = pad_to_multiple(x, 2)
+        batch, height, width, channels = x.shape
+        x = x.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(x.flatten(3)))

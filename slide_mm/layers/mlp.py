@@ -1,0 +1,29 @@
+"""The MLP of PVTv2."""
+
+from torch import Tensor, nn
+
+
+class DepthwiseConvMlp(nn.Module):
+    """Two linear layers with a 3 x 3 depth-wise convolution between them.
+
+    PVTv2, arXiv 2106.13797, section 3.3. The zero padding of the convolution takes the place of
+    a position embedding.
+
+    Args:
+        embed_dims: Channels C.
+        hidden_dims: Channels between the linear layers.
+        drop: Dropout probability after the activation and at the output.
+    """
+
+    def __init__(self, embed_dims: int, hidden_dims: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.dwconv = nn.Conv2d(hidden_dims, hidden_dims, 3, padding=1, groups=hidden_dims)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, H, W, C) to tokens of the same shape."""
+        x = self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.drop(self.fc2(self.drop(self.act(x))))

@@ -1,0 +1,28 @@
+"""Absolute position embeddings."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AbsolutePositionEmbedding(nn.Module):
+    """A learned vector for every position, resized to the map at hand.
+
+    PVT, ICCV 2021, arXiv 2102.12122, section 3.2.
+
+    Args:
+        embed_dims: Channels C.
+        size: Side of the learned square table, in tokens.
+    """
+
+    def __init__(self, embed_dims: int, size: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(1, embed_dims, size, size))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the positions to tokens (B, H, W, C)."""
+        table = self.table
+        if table.shape[2:] != x.shape[1:3]:
+            table = F.interpolate(table, size=x.shape[1:3], mode="bilinear")
+        return x + table.permute(0, 2, 3, 1)

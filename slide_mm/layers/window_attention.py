@@ -1,0 +1,150 @@
+"""Attention inside shifted windows, from Swin Transformer."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slide_mm.layers.downsampling import pad_to_multiple
+from slide_mm.layers.heads import head_dim_of
+
+
+class ShiftedWindowAttention(nn.Module):
+    """Self-attention inside windows, which every other block shifts by half their side.
+
+    Swin Transformer, ICCV 2021, arXiv 2103.14030, section 3.2. As in the authors' detection code,
+    maps are padded with zeros to whole windows, and padded tokens take part. As in their
+    classification code, nothing is shifted along a side that one window covers.
+
+    Args:
+        embed_dims: Channels C.
+        num_heads: Number of heads; divides ``embed_dims``.
+        window_size: Side of a window, in tokens.
+        shifted: Whether windows are shifted by ``window_size // 2``.
+        qkv_bias: Whether the projection to query, key and value has a bias.
+        attn_drop: Dropout probability of the attention weights.
+        proj_drop: Dropout probability of the output.
+
+    Raises:
+        ValueError: If ``num_heads`` does not divide ``embed_dims``.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        window_size: int = 7,
+        shifted: bool = False,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim_of(embed_dims, num_heads)
+        self.window_size = window_size
+        self.shift_size = window_size // 2 if shifted else 0
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window_size - 1) ** 2, num_heads)
+        )
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer(
+            "relative_position_index", relative_position_index(window_size), persistent=False
+        )
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, H, W, C) to tokens of the same shape."""
+        height, width = x.shape[1:3]
+        x = pad_to_multiple(x, self.window_size)
+        shifts = [0 if side <= self.window_size else self.shift_size for side in (height, width)]
+        padded_size = x.shape[1:3]
+        x = x.roll([-shift for shift in shifts], dims=(1, 2)) if any(shifts) else x
+        windows = partition_windows(x, self.window_size)
+        windows = self.attend(windows, self.attention_bias(padded_size, shifts))
+        x = merge_windows(windows, self.window_size, padded_size)
+        x = x.roll(shifts, dims=(1, 2)) if any(shifts) else x
+        return self.proj_drop(self.proj(x[:, :height, :width]))
+
+    def attend(self, windows: Tensor, attention_bias: Tensor) -> Tensor:
+        """Attend inside windows (B, num_windows, N, C), N tokens a window."""
+        batch, num_windows, tokens, channels = windows.shape
+        qkv = self.qkv(windows).view(-1, tokens, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        if len(attention_bias) > 1:
+            attention_bias = attention_bias.repeat(batch, 1, 1, 1)
+        x = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attention_bias.to(query.dtype),
+            dropout_p=self.attn_drop if self.training else 0.0,
+        )
+        return x.transpose(1, 2).reshape(batch, num_windows, tokens, channels)
+
+    def attention_bias(self, padded_size: tuple[int, int], shifts: list[int]) -> Tensor:
+        """Bias of the logits: (1, num_heads, N, N), or with a mask (num_windows, num_heads, N, N)."""
+        tokens = self.window_size**2
+        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        bias = bias.view(1, tokens, tokens, self.num_heads).permute(0, 3, 1, 2)
+        if not any(shifts):
+            return bias
+        return bias + shifted_window_mask(padded_size, self.window_size, shifts, bias).unsqueeze(1)
+
+    def extra_repr(self) -> str:
+        """Show what the submodules don't."""
+        return (
+            f"num_heads={self.num_heads}, window_size={self.window_size}, "
+            f"shift_size={self.shift_size}"
+        )
+
+
+def relative_position_index(window_size: int) -> Tensor:
+    """Row of the bias table for each pair of tokens in a window, (N, N)."""
+    side = torch.arange(window_size)
+    rows, columns = torch.meshgrid(side, side, indexing="ij")
+    coordinates = torch.stack([rows.flatten(), columns.flatten()], dim=-1)
+    offsets = coordinates[:, None] - coordinates[None] + window_size - 1
+    return offsets[..., 0] * (2 * window_size - 1) + offsets[..., 1]
+
+
+def partition_windows(x: Tensor, window_size: int) -> Tensor:
+    """Cut (B, H, W, C) into windows (B, num_windows, N, C)."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // window_size, width // window_size
+    x = x.view(batch, rows, window_size, columns, window_size, channels)
+    return x.transpose(2, 3).reshape(batch, rows * columns, window_size**2, channels)
+
+
+def merge_windows(windows: Tensor, window_size: int, size: tuple[int, int]) -> Tensor:
+    """Put windows (B, num_windows, N, C) together again to (B, H, W, C)."""
+    batch, _, _, channels = windows.shape
+    rows, columns = size[0] // window_size, size[1] // window_size
+    x = windows.view(batch, rows, columns, window_size, window_size, channels)
+    return x.transpose(2, 3).reshape(batch, *size, channels)
+
+
+def shifted_window_mask(
+    size: tuple[int, int], window_size: int, shifts: list[int], like: Tensor
+) -> Tensor:
+    """Mask (num_windows, N, N) that parts tokens which the cyclic shift has brought together.
+
+    0 where two tokens were neighbours before the shift and -100 where not, as in the authors' code.
+    """
+    regions = [
+        _regions(side, window_size, shift, like.device)
+        for side, shift in zip(size, shifts, strict=True)
+    ]
+    region = 3 * regions[0][:, None] + regions[1]
+    region = partition_windows(region[None, :, :, None], window_size)[0, :, :, 0]
+    apart = region[:, :, None] != region[:, None, :]
+    return torch.zeros_like(apart, dtype=like.dtype).masked_fill(apart, -100.0)
+
+
+def _regions(side: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+    position = torch.arange(side, device=device)
+    if shift == 0:
+        return torch.zeros_like(position)
+    return (position >= side - window_size).long() + (position >= side - shift).long()

@@ -1,0 +1,7 @@
+"""Backbones, registered in MMEngine's root registry."""
+
+from slide_mm.models.slide_pvt import SlidePVT
+from slide_mm.models.slide_pvt_v2 import SlidePVTv2
+from slide_mm.models.slide_swin import SlideSwin
+
+__all__ = ["SlidePVT", "SlidePVTv2", "SlideSwin"]

@@ -1,0 +1,5 @@
+"""Functions on tensors, without parameters."""
+
+from slide_mm.ops.slide_attention import BACKENDS, slide_attention, slide_attention_weights
+
+__all__ = ["BACKENDS", "slide_attention", "slide_attention_weights"]
