@@ -1,0 +1,9 @@
+_base_ = [
+    "../models/upernet.py",
+    "../datasets/ade20k.py",
+    "../schedules/upernet_160k.py",
+    "../mmseg_runtime.py",
+    "../slide_mm.py",
+]
+train_dataloader = dict(batch_size=2)
+default_hooks = dict(checkpoint=dict(interval=16000))

@@ -1,0 +1,1 @@
+custom_imports = dict(imports=["slide_mm"], allow_failed_imports=False)

@@ -1,0 +1,27 @@
+import torch
+from slide_mm.layers import PatchEmbed, PatchMerging
+
+
+def test_patch_embedding_covers_the_border():
+    """The last, partial patch sees its pixels and zeros beside them."""
+    torch.manual_seed(0)
+    layer = PatchEmbed(3, 8, kernel_size=4, stride=4)
+    image = torch.randn(1, 6, 9, 3)
+    padded = torch.zeros(1, 8, 12, 3)
+    padded[:, :6, :9] = image
+    torch.testing.assert_close(layer(image), layer(padded))
+    assert layer(image).shape == (1, 2, 3, 8)
+
+
+def test_overlapping_patch_embedding_rounds_up():
+    layer = PatchEmbed(3, 8, kernel_size=7, stride=4)
+    for height in range(1, 10):
+        assert layer(torch.zeros(1, height, 4, 3)).shape == (1, -(-height // 4), 1, 8)
+
+
+def test_patch_merging_order_is_that_of_the_authors():
+    layer = PatchMerging(1, 2)
+    layer.norm = torch.nn.Identity()
+    layer.reduction = torch.nn.Identity()
+    x = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).view(1, 2, 3, 1)
+    assert layer(x).tolist() == [[[[1.0, 4.0, 2.0, 5.0], [3.0, 6.0, 0.0, 0.0]]]]

@@ -1,0 +1,180 @@
+import math
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
+from timm.utils.model import reparameterize_model
+
+FAMILIES = (SlideSwin, SlidePVT, SlidePVTv2)
+ARCHS = [(family, arch) for family in FAMILIES for arch in family.arch_zoo]
+SMALLEST = [(family, next(iter(family.arch_zoo))) for family in FAMILIES]
+SIZES = [(1, 1), (31, 57), (224, 224), (333, 500), (64, 2048)]
+STRIDES = (4, 8, 16, 32)
+
+
+def build(family, arch, **options):
+    torch.manual_seed(0)
+    return family(arch=arch, **options)
+
+
+@pytest.mark.parametrize(("family", "arch"), ARCHS)
+def test_every_arch_takes_every_size_and_deploys(family, arch):
+    backbone = build(family, arch, drop_path_rate=0.0)
+    parameters = sum(p.numel() for p in backbone.parameters())
+    images = [torch.randn(1, 3, *size) for size in SIZES]
+    with torch.no_grad():
+        trained = [backbone.train()(image) for image in images]
+        deployed = reparameterize_model(backbone).eval()
+        for image, outputs in zip(images, trained, strict=True):
+            for output, stride, dims in zip(outputs, STRIDES, backbone.embed_dims, strict=True):
+                size = [math.ceil(side / stride) for side in image.shape[2:]]
+                assert output.shape == (1, dims, *size)
+                assert output.is_contiguous()
+            for output, folded in zip(outputs, deployed(image), strict=True):
+                torch.testing.assert_close(folded, output, rtol=1e-5, atol=1e-5)
+    assert sum(p.numel() for p in deployed.parameters()) < parameters
+
+
+@pytest.mark.parametrize(("family", "arch"), ARCHS)
+def test_gradients_reach_every_parameter(family, arch):
+    backbone = build(family, arch, drop_path_rate=0.0)
+    sum(output.square().sum() for output in backbone(torch.randn(1, 3, 96, 96))).backward()
+    starved = [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not starved
+
+
+@pytest.mark.parametrize(("family", "arch"), SMALLEST)
+@pytest.mark.parametrize("frozen_stages", [0, 2, 4])
+def test_frozen_stages_really_freeze(family, arch, frozen_stages):
+    backbone = build(family, arch, frozen_stages=frozen_stages, drop_path_rate=0.5).train()
+    frozen = ("stages.0.downsample", *(f"stages.{i}." for i in range(frozen_stages)))
+    frozen += tuple(f"out_norms.{i}." for i in range(frozen_stages))
+    for name, parameter in backbone.named_parameters():
+        assert parameter.requires_grad != name.startswith(frozen), name
+    for index, stage in enumerate(backbone.stages):
+        assert stage.training == (index >= frozen_stages)
+    if frozen_stages:
+        images = torch.randn(2, 3, 64, 64)
+        assert torch.equal(backbone(images)[0], backbone(images)[0])
+
+
+def saved_bytes(function):
+    """Bytes that autograd keeps for the backward pass of a function."""
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = function()
+    return sum(storages.values()), output
+
+
+@pytest.mark.parametrize(("family", "arch"), SMALLEST)
+def test_checkpointing_saves_memory_and_changes_no_gradient(family, arch):
+    images = torch.randn(1, 3, 96, 64)
+    memory, gradients = {}, {}
+    for with_cp in (False, True):
+        backbone = build(family, arch, with_cp=with_cp, drop_path_rate=0.0)
+        memory[with_cp], outputs = saved_bytes(lambda model=backbone: model(images))
+        sum(output.square().mean() for output in outputs).backward()
+        gradients[with_cp] = [parameter.grad for parameter in backbone.parameters()]
+    assert memory[True] < 0.5 * memory[False]
+    for plain, recomputed in zip(gradients[False], gradients[True], strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("family", "arch"), SMALLEST)
+@pytest.mark.parametrize("deploy", [False, True])
+def test_state_dict_round_trip_is_exact(family, arch, deploy, tmp_path):
+    first, second = build(family, arch), family(arch=arch)
+    if deploy:
+        first, second = reparameterize_model(first), reparameterize_model(second)
+    torch.save(first.state_dict(), tmp_path / "weights.pth")
+    second.load_state_dict(torch.load(tmp_path / "weights.pth"), strict=True)
+    image = torch.randn(1, 3, 40, 72)
+    for ours, theirs in zip(first.eval()(image), second.eval()(image), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("family", "arch"), SMALLEST)
+def test_out_indices_choose_stages(family, arch):
+    image = torch.randn(1, 3, 64, 64)
+    everything = build(family, arch).eval()
+    some = build(family, arch, out_indices=(2, 0)).eval()
+    some.load_state_dict(everything.state_dict(), strict=False)
+    assert len(some.stages) == 3
+    for ours, theirs in zip(some(image), [everything(image)[i] for i in (0, 2)], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_slide_stages_choose_the_mixer():
+    for stages in ((), (0,), (1, 3), (0, 1, 2, 3)):
+        backbone = SlideSwin(arch="tiny", slide_stages=stages)
+        sliding = {
+            i
+            for i, stage in enumerate(backbone.stages)
+            for block in stage.blocks
+            if type(block.mixer).__name__ == "SlideAttention"
+        }
+        assert sliding == set(stages)
+
+
+def test_features_move_with_the_image():
+    """Inside, sliding stages are equivariant to a move by their stride; windows are not."""
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 160, 160)
+    moved = image.roll((8, 8), dims=(2, 3))
+    for slide_stages, equivariant in (((0, 1), True), ((), False)):
+        backbone = SlideSwin(arch="tiny", slide_stages=slide_stages, out_indices=(1,)).eval()
+        with torch.no_grad():
+            here, there = backbone(image)[0], backbone(moved)[0]
+        inner = slice(7, -7)
+        error = (there.roll((-1, -1), dims=(2, 3)) - here)[..., inner, inner].abs().max()
+        assert (error < 1e-4) == equivariant
+
+
+def test_registered_for_every_library():
+    for family, arch in SMALLEST:
+        assert isinstance(MODELS.build({"type": family.__name__, "arch": arch}), family)
+
+
+def test_arch_can_be_a_dict():
+    arch = {"embed_dims": (16, 32, 64, 128), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}
+    outputs = SlideSwin(arch=arch, in_channels=4)(torch.randn(1, 4, 32, 32))
+    assert [output.shape[1] for output in outputs] == [16, 32, 64, 128]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "huge"}, r"SlideSwin has no arch 'huge': choose one of tiny, small, base"),
+        ({"arch": {"depths": (1, 1, 1, 1)}}, r"SlideSwin's arch has the keys \['depths'\]: give"),
+        (
+            {"arch": {"depths": (1,), "embed_dims": (8,), "num_heads": (1,)}},
+            r"depths=\(1,\): give four",
+        ),
+        (
+            {"arch": {"depths": (1,) * 4, "embed_dims": (10,) * 4, "num_heads": (4,) * 4}},
+            r"embed_dims 10 is not divisible by num_heads 4",
+        ),
+        ({"kernel_size": 2}, r"kernel_size is 2: give a positive odd number"),
+        ({"slide_stages": (0, 4)}, r"slide_stages is \(0, 4\): name different stages from 0 to 3"),
+        ({"out_indices": (-1,)}, r"out_indices is \(-1,\): name different stages from 0 to 3"),
+        ({"out_indices": ()}, r"out_indices is empty: name at least one"),
+        ({"frozen_stages": 5}, r"frozen_stages is 5: give a number from -1 to 4"),
+    ],
+)
+def test_wrong_arguments_give_one_line(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        SlideSwin(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 4, 32, 32), (1, 1, 3, 32, 32)])
+def test_wrong_images_give_one_line(shape):
+    with pytest.raises(ValueError, match=r"input has shape .*: give images as \(B, 3, H, W\)"):
+        SlidePVT(arch="tiny")(torch.zeros(shape))

@@ -1,0 +1,156 @@
+import random
+
+import pytest
+import torch
+from slide_mm.ops import BACKENDS, slide_attention, slide_attention_weights
+
+from tests.ops.judge import judge
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
+
+
+def make_inputs(
+    batch, height, width, num_heads, head_dim, kernel_size, dtype=torch.float64, contiguous=True
+):
+    """Random query, key, value, kernel, bias, position_bias; q, k, v views of one tensor if not
+    contiguous, as the layer makes them."""
+    taps = kernel_size**2
+    shape = (batch, height, width, num_heads, head_dim)
+    if contiguous:
+        query, key, value = torch.randn(3, *shape, dtype=dtype)
+    else:
+        qkv = torch.randn(batch, width, height, 3, num_heads, head_dim, dtype=dtype)
+        query, key, value = qkv.transpose(1, 2).unbind(-3)
+    kernel = torch.eye(taps, dtype=dtype).view(taps, kernel_size, kernel_size)
+    kernel = kernel + 0.3 * torch.randn(head_dim, taps, kernel_size, kernel_size, dtype=dtype)
+    bias = torch.randn(head_dim, taps, dtype=dtype)
+    position_bias = torch.randn(num_heads, taps, dtype=dtype)
+    return query, key, value, kernel, bias, position_bias
+
+
+def random_shape(rng):
+    """(batch, height, width, num_heads, head_dim, kernel_size) anywhere in the supported range."""
+    return (
+        rng.randint(1, 2),
+        rng.randint(1, 40),
+        rng.randint(1, 40),
+        rng.randint(1, 8),
+        rng.randint(8, 64),
+        rng.choice((3, 5)),
+    )
+
+
+def relative_error(actual, expected):
+    """Largest difference relative to the largest expected value, at least 1."""
+    if actual.numel() == 0:
+        return 0.0
+    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_backends_equal_the_judge_on_random_shapes(seed):
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    inputs = make_inputs(*random_shape(rng), contiguous=rng.random() < 0.5)
+    with_bias, with_position, scale = rng.choice([(1, 1, None), (0, 1, None), (1, 0, 0.3)])
+    inputs = [
+        *inputs[:4],
+        inputs[4] if with_bias else None,
+        inputs[5] if with_position else None,
+    ]
+    expected = judge(*inputs, scale=scale)
+    for dtype, tolerance in TOLERANCE.items():
+        cast = [None if x is None else x.to(dtype) for x in inputs]
+        for backend in BACKENDS:
+            out = slide_attention(*cast, scale=scale, backend=backend)
+            assert out.dtype == dtype
+            assert relative_error(out.double(), expected) < tolerance, (backend, dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_gradcheck(backend, kernel_size):
+    torch.manual_seed(0)
+    inputs = make_inputs(2, 3, 4, 2, 3, kernel_size, contiguous=False)
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    assert torch.autograd.gradcheck(
+        lambda *args: slide_attention(*args, backend=backend), inputs, fast_mode=kernel_size == 5
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_batch(backend):
+    inputs = [x.requires_grad_() for x in make_inputs(0, 5, 6, 2, 8, 3)]
+    out = slide_attention(*inputs, backend=backend)
+    assert out.shape == inputs[0].shape
+    out.sum().backward()
+    assert all(x.grad is not None and not x.grad.any() for x in inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bf16_autocast_is_within_bf16_rounding(backend):
+    torch.manual_seed(0)
+    inputs = make_inputs(1, 12, 13, 2, 32, 3, dtype=torch.float32)
+    query, key, value = (x.bfloat16() for x in inputs[:3])
+    with torch.autocast("cpu", torch.bfloat16):
+        out = slide_attention(query, key, value, *inputs[3:], backend=backend)
+    assert out.dtype == torch.bfloat16
+    # A logit is a sum of head_dim * K*K products rounded to 2**-9, and so is an output.
+    expected = judge(query, key, value, *inputs[3:])
+    rms = (out.double() - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt()
+    assert rms < 2**-6
+    assert relative_error(out.double(), expected) < 2**-4
+
+
+def test_weights_sum_to_one_and_dropout_keeps_the_mean():
+    torch.manual_seed(0)
+    query, key, value, kernel, bias, position_bias = make_inputs(1, 9, 8, 2, 8, 3)
+    weights = slide_attention_weights(query, key, kernel, bias, position_bias)
+    assert weights.shape == (1, 9, 8, 2, 9)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    plain = slide_attention(query, key, value, kernel, bias, position_bias)
+    dropped = torch.stack(
+        [
+            slide_attention(query, key, value, kernel, bias, position_bias, dropout_p=0.5)
+            for _ in range(400)
+        ]
+    )
+    assert not torch.equal(dropped[0], plain)
+    standard_error = dropped.std(0) / 400**0.5
+    assert ((dropped.mean(0) - plain).abs() < 6 * standard_error).all()
+
+
+def test_plain_shift_kernel_is_local_attention():
+    """With the identity kernel an inner pixel attends to its nine neighbours and nothing else."""
+    torch.manual_seed(0)
+    query, key, value, *_ = make_inputs(1, 5, 5, 1, 8, 3)
+    kernel = torch.eye(9, dtype=torch.float64).view(9, 3, 3).expand(8, 9, 3, 3)
+    out = slide_attention(query, key, value, kernel)
+    keys, values = key[0, 1:4, 1:4, 0].reshape(9, 8), value[0, 1:4, 1:4, 0].reshape(9, 8)
+    expected = (keys @ query[0, 2, 2, 0] * 8**-0.5).softmax(0) @ values
+    torch.testing.assert_close(out[0, 2, 2, 0], expected)
+
+
+WRONG_INPUTS = {
+    "query has shape (1, 4, 4, 16)": {"query": torch.zeros(1, 4, 4, 16)},
+    "key has shape (1, 4, 5, 2, 8)": {"key": torch.zeros(1, 4, 5, 2, 8)},
+    "value has shape (1, 4, 4, 1, 8)": {"value": torch.zeros(1, 4, 4, 1, 8)},
+    "kernel has shape (4, 9, 3, 3)": {"kernel": torch.zeros(4, 9, 3, 3)},
+    "kernel has shape (8, 9, 5, 5)": {"kernel": torch.zeros(8, 9, 5, 5)},
+    "kernel has K = 4": {"kernel": torch.zeros(8, 16, 4, 4)},
+    "kernel has K = 0": {"kernel": torch.zeros(8, 0, 0, 0)},
+    "bias has shape (9, 8)": {"bias": torch.zeros(9, 8)},
+    "position_bias has shape (3, 9)": {"position_bias": torch.zeros(3, 9)},
+    "backend is 'fast'": {"backend": "fast"},
+}
+
+
+@pytest.mark.parametrize("message", WRONG_INPUTS)
+def test_wrong_inputs_give_one_line_with_the_value(message):
+    tokens = torch.zeros(1, 4, 4, 2, 8)
+    arguments = {"query": tokens, "key": tokens, "value": tokens, "kernel": torch.zeros(8, 9, 3, 3)}
+    slide_attention(**arguments)
+    with pytest.raises(ValueError, match="give|choose") as caught:
+        slide_attention(**{**arguments, **WRONG_INPUTS[message]})
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
