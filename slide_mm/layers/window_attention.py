@@ -85,7 +85,7 @@ class ShiftedWindowAttention(nn.Module):
         return x.transpose(1, 2).reshape(batch, num_windows, tokens, channels)
 
     def attention_bias(self, padded_size: tuple[int, int], shifts: list[int]) -> Tensor:
-        """Bias of the logits: (1, num_heads, N, N), or with a mask (num_windows, num_heads, N, N)."""
+        """Bias of the logits, (1 or num_windows, num_heads, N, N): relative positions and mask."""
         tokens = self.window_size**2
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(1, tokens, tokens, self.num_heads).permute(0, 3, 1, 2)

@@ -11,9 +11,12 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from slide_mm.checkpoints import check_state_dict_fits, get_state_dict, read_checkpoint
 from slide_mm.layers import Block, SlideAttention
 
 NUM_STAGES = 4
+# A checkpoint may lack norms of outputs and the like; a change of mixers needs a conversion.
+MIN_PRETRAINED_FIT = 0.75
 
 
 class Stage(nn.Module):
@@ -202,14 +205,32 @@ class HierarchicalBackbone(BaseModule):
         """Norm of returned features alone, if the family has one."""
         return nn.Identity()
 
+    def init_weights(self) -> None:
+        """Initialise by ``init_cfg``; without one, the constructor's values stay.
+
+        Raises:
+            CheckpointError: If a ``Pretrained`` checkpoint is missing, damaged or of another
+                architecture, which MMEngine would pass over with a warning.
+        """
+        if self.init_cfg and self.init_cfg["type"] == "Pretrained":
+            self.check_pretrained(self.init_cfg["checkpoint"], self.init_cfg.get("prefix"))
+        super().init_weights()
+
+    def check_pretrained(self, path: str, prefix: str | None = None) -> None:
+        """Refuse a checkpoint of another architecture; see :meth:`init_weights`."""
+        prefix = f"{prefix.rstrip('.')}." if prefix else ""
+        weights = get_state_dict(read_checkpoint(path), prefix)
+        # A backbone may be cut short by out_indices, and its checkpoint need not be.
+        left_out = tuple(f"stages.{index}." for index in range(len(self.stages), NUM_STAGES))
+        weights = {name: x for name, x in weights.items() if not name.startswith(left_out)}
+        check_state_dict_fits(self, weights, f"checkpoint {path}", MIN_PRETRAINED_FIT)
+
     def freeze(self) -> None:
         """Freeze what ``frozen_stages`` names."""
         if self.frozen_stages < 0:
             return
         frozen = [self.stages[0].downsample, *self.stages[: self.frozen_stages]]
-        frozen += [
-            norm for i, norm in self.out_norms.items() if int(i) < self.frozen_stages
-        ]
+        frozen += [norm for i, norm in self.out_norms.items() if int(i) < self.frozen_stages]
         for module in frozen:
             module.eval().requires_grad_(False)
 
@@ -234,8 +255,7 @@ class HierarchicalBackbone(BaseModule):
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
-                f"input has shape {tuple(x.shape)}: "
-                f"give images as (B, {self.in_channels}, H, W)"
+                f"input has shape {tuple(x.shape)}: give images as (B, {self.in_channels}, H, W)"
             )
         x = x.permute(0, 2, 3, 1)
         outputs = []

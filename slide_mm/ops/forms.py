@@ -98,14 +98,14 @@ def score_by_tap(query: Tensor, key: Tensor, kernel: Tensor, bias: Tensor | None
     """One elementwise product and one (pixels * heads, d) x (d, K*K) matrix product a tap."""
     scores = 0 if bias is None else query @ bias
     tap_kernels = kernel.flatten(2).unbind(-1)
-    for shifted, tap_kernel in zip(
-        shifted_views(key, kernel.shape[-1]), tap_kernels, strict=True
-    ):
+    for shifted, tap_kernel in zip(shifted_views(key, kernel.shape[-1]), tap_kernels, strict=True):
         scores = scores + (query * shifted) @ tap_kernel
     return scores
 
 
-def aggregate_by_tap(attention: Tensor, value: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+def aggregate_by_tap(
+    attention: Tensor, value: Tensor, kernel: Tensor, bias: Tensor | None
+) -> Tensor:
     """The transpose of :func:`score_by_tap`."""
     output = 0 if bias is None else attention @ bias.T
     tap_kernels = kernel.flatten(2).unbind(-1)

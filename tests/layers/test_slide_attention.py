@@ -1,7 +1,7 @@
 import pytest
 import torch
-from slide_mm.layers import SlideAttention
 
+from slide_mm.layers import SlideAttention
 from tests.ops.judge import judge
 
 

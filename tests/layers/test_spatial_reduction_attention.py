@@ -1,4 +1,5 @@
 import torch
+
 from slide_mm.layers import SpatialReductionAttention
 
 

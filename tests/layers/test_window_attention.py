@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from slide_mm.layers import ShiftedWindowAttention
 
 
@@ -15,8 +16,12 @@ def dense_reference(layer, x):
     row = torch.arange(rows)[:, None].expand(rows, columns).flatten()
     column = torch.arange(columns).expand(rows, columns).flatten()
     # A window after a cyclic shift holds what lies (row - shift) // size together, without wrap.
-    window = torch.stack([(row - shift_row).div(size, rounding_mode="floor"),
-                          (column - shift_column).div(size, rounding_mode="floor")])
+    window = torch.stack(
+        [
+            (row - shift_row).div(size, rounding_mode="floor"),
+            (column - shift_column).div(size, rounding_mode="floor"),
+        ]
+    )
     same = (window[:, :, None] == window[:, None]).all(0)
     offset = torch.stack([row[:, None] - row, column[:, None] - column]).clamp(1 - size, size - 1)
     index = (offset[0] + size - 1) * (2 * size - 1) + offset[1] + size - 1

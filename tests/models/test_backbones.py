@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 from mmengine.registry import MODELS
-from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
 from timm.utils.model import reparameterize_model
+
+from slide_mm.checkpoints import CheckpointError
+from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
 
 FAMILIES = (SlideSwin, SlidePVT, SlidePVTv2)
 ARCHS = [(family, arch) for family in FAMILIES for arch in family.arch_zoo]
@@ -135,6 +137,33 @@ def test_features_move_with_the_image():
         inner = slice(7, -7)
         error = (there.roll((-1, -1), dims=(2, 3)) - here)[..., inner, inner].abs().max()
         assert (error < 1e-4) == equivariant
+
+
+def test_pretrained_weights_of_a_detector_are_loaded(tmp_path):
+    source = SlidePVTv2(arch="b0")
+    weights = {f"backbone.{name}": tensor for name, tensor in source.state_dict().items()}
+    torch.save({"state_dict": {**weights, "head.weight": torch.zeros(1)}}, tmp_path / "d.pth")
+    init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "d.pth"), "prefix": "backbone."}
+    for out_indices in ((0, 1, 2, 3), (0,)):
+        backbone = SlidePVTv2(arch="b0", out_indices=out_indices, init_cfg=init_cfg)
+        backbone.init_weights()
+        for name, tensor in backbone.state_dict().items():
+            assert torch.equal(tensor, source.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"arch": "b1"}, {"arch": "b2"}, {"slide_stages": ()}],
+    ids=["width", "width-and-depth", "mixers"],
+)
+def test_pretrained_weights_of_another_architecture_are_refused(tmp_path, other):
+    torch.save(SlidePVTv2(**other).state_dict(), tmp_path / "other.pth")
+    backbone = SlidePVTv2(
+        arch="b0", init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "other.pth")}
+    )
+    with pytest.raises(CheckpointError, match=r"other\.pth does not fit SlidePVTv2") as caught:
+        backbone.init_weights()
+    assert "\n" not in str(caught.value)
 
 
 def test_registered_for_every_library():

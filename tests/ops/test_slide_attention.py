@@ -2,8 +2,8 @@ import random
 
 import pytest
 import torch
-from slide_mm.ops import BACKENDS, slide_attention, slide_attention_weights
 
+from slide_mm.ops import BACKENDS, slide_attention, slide_attention_weights
 from tests.ops.judge import judge
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -150,7 +150,7 @@ def test_wrong_inputs_give_one_line_with_the_value(message):
     tokens = torch.zeros(1, 4, 4, 2, 8)
     arguments = {"query": tokens, "key": tokens, "value": tokens, "kernel": torch.zeros(8, 9, 3, 3)}
     slide_attention(**arguments)
-    with pytest.raises(ValueError, match="give|choose") as caught:
+    with pytest.raises(ValueError, match=r"give|choose") as caught:
         slide_attention(**{**arguments, **WRONG_INPUTS[message]})
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)

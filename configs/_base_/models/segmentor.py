@@ -10,6 +10,5 @@ model = dict(
         seg_pad_val=255,
         size=(512, 512),
     ),
-    train_cfg=dict(),
     test_cfg=dict(mode="whole"),
 )

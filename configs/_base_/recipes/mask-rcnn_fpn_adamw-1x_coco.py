@@ -6,6 +6,4 @@ _base_ = [
     "mmdet::_base_/default_runtime.py",
     "../slide_mm.py",
 ]
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type="AdamW", lr=2e-4, weight_decay=1e-4)
-)
+optim_wrapper = dict(optimizer=dict(_delete_=True, type="AdamW", lr=2e-4, weight_decay=1e-4))
