@@ -102,8 +102,9 @@ def check_state_dict_fits(
     needed = "all must" if minimum == 1 else f"at least {minimum:.0%} must"
     raise CheckpointMismatchError(
         f"{source} does not fit {type(model).__name__}: {fit.num_fitting} of {fit.num_tensors} "
-        f"tensors fit ({int(100 * fit.fraction)}%, {needed}), and {fit.first_problem()}; "
-        "give the checkpoint of this architecture, or the config of this checkpoint"
+        f"tensors fit ({int(100 * fit.fraction)}%, {needed}); first misfit: "
+        f"{fit.first_problem()}; give the checkpoint of this architecture, "
+        "or the config of this checkpoint"
     )
 
 

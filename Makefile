@@ -1,0 +1,27 @@
+PYTHON ?= python3
+VENV ?= .venv
+SETUP = $(PYTHON) tools/misc/setup_env.py --venv $(VENV)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint install clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: PYTHON=python3 makes the environment, VENV=.venv is where it stands."
+
+demo: install  ## train, test and draw the two demo models
+	$(VENV)/bin/python tools/demo.py
+
+test: install  ## run the tests
+	$(VENV)/bin/python -m pytest
+
+lint: install  ## check format and style
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+
+install:  ## make the environment (done by demo, test and lint too)
+	@$(SETUP)
+
+clean:  ## remove the environment, caches, build products and the demo's output
+	rm -rf .venv build dist *.egg-info work_dirs/demo .pytest_cache .ruff_cache
+	find . \( -name data -o -name work_dirs \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
