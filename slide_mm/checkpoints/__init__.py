@@ -1,12 +1,12 @@
 """Reading other people's weights, and telling whether they fit."""
 
-from .compare import (
+from slide_mm.checkpoints.compare import (
     CheckpointMismatchError,
     StateDictFit,
     check_state_dict_fits,
     compare_state_dicts,
 )
-from .reading import CheckpointError, get_state_dict, read_checkpoint
+from slide_mm.checkpoints.reading import CheckpointError, get_state_dict, read_checkpoint
 
 __all__ = [
     "CheckpointError",

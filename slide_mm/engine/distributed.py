@@ -1,0 +1,73 @@
+"""Distributed runs on machines with and without GPUs."""
+
+import os
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from torch import distributed
+
+from slide_mm.engine.reporting import ConfigError, log_once
+
+_SYNC_BATCH_NORMS = ("SyncBN", "MMSyncBN")
+
+
+def check_launcher(launcher: str) -> None:
+    """Refuse a launcher that cannot work here.
+
+    Raises:
+        ConfigError: If the launcher has set no environment, or there are fewer GPUs than
+            processes.
+    """
+    if launcher == "none":
+        return
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        raise ConfigError(
+            "--launcher pytorch needs torch.distributed.run to start the processes: use "
+            "tools/dist_train.sh or tools/dist_test.sh"
+        )
+    if get_device() == "cpu" and launcher != "pytorch":
+        raise ConfigError(
+            f"--launcher {launcher} needs GPUs: without them use --launcher pytorch, as "
+            "tools/dist_train.sh and tools/dist_test.sh do"
+        )
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if get_device() == "cuda" and num_local > torch.cuda.device_count():
+        raise ConfigError(
+            f"{num_local} processes on this machine need as many GPUs, and "
+            f"{torch.cuda.device_count()} can be seen: start fewer, or check CUDA_VISIBLE_DEVICES"
+        )
+
+
+def prepare_for_cpu(cfg: Config) -> None:
+    """Let a distributed run work without GPUs, which MMEngine takes for granted.
+
+    Starts the process group with gloo, so that MMEngine need not start it with NCCL, and changes
+    the config: no device ids for DistributedDataParallel, and BatchNorm for SyncBN, which exists
+    on GPUs alone.
+    """
+    if cfg.launcher == "none" or get_device() != "cpu":
+        return
+    distributed.init_process_group("gloo")
+    wrapper = cfg.get("model_wrapper_cfg") or dict(
+        type="MMDistributedDataParallel",
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get("find_unused_parameters", False),
+    )
+    cfg.model_wrapper_cfg = {**wrapper, "device_ids": None}
+    cfg.sync_bn = None
+    if _replace_sync_batch_norm(cfg.model):
+        log_once("SyncBN needs GPUs: using BN, with statistics of each process")
+
+
+def _replace_sync_batch_norm(node: Any) -> int:
+    """Replace the type in every norm config below a node; return how many there were."""
+    if isinstance(node, list | tuple):
+        return sum(_replace_sync_batch_norm(child) for child in node)
+    if not isinstance(node, dict):
+        return 0
+    replaced = int(node.get("type") in _SYNC_BATCH_NORMS)
+    if replaced:
+        node["type"] = "BN"
+    return replaced + sum(_replace_sync_batch_norm(child) for child in node.values())

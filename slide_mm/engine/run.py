@@ -1,0 +1,127 @@
+"""Training and testing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+
+from slide_mm.engine.amp import adapt_amp_to_device
+from slide_mm.engine.config import (
+    disable_validation,
+    draw_predictions,
+    enable_amp,
+    enable_auto_scale_lr,
+    enable_tta,
+    load_config,
+    require_keys,
+    write_predictions,
+)
+from slide_mm.engine.distributed import check_launcher, prepare_for_cpu
+from slide_mm.engine.preflight import check_checkpoint, check_data, check_model, set_resume
+
+
+def train(
+    config: str,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    validate: bool = True,
+    cfg_options: Mapping[str, Any] | None = None,
+    launcher: str = "none",
+) -> None:
+    """Train the model of a config.
+
+    Args:
+        config: Config file.
+        work_dir: Where logs and checkpoints go. Default: the config's own ``work_dir``, or
+            ``work_dirs/<name of the config>``.
+        resume: A checkpoint to go on from, or ``'auto'`` for the last one in ``work_dir``, if
+            there is one.
+        amp: Use automatic mixed precision: float16 on GPUs, bfloat16 on the CPU.
+        auto_scale_lr: Scale the learning rate with the total batch size.
+        validate: Validate during the training, as the config says.
+        cfg_options: Config values by dotted key.
+        launcher: ``'none'``, or who started the processes of a distributed training:
+            ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Raises:
+        ConfigError: If the config or an option is wrong, or data is missing.
+        CheckpointError: If a checkpoint is missing, damaged or of another architecture.
+    """
+    check_launcher(launcher)
+    cfg = load_config(config, cfg_options, work_dir, launcher)
+    require_keys(cfg, "training", "model", "train_dataloader", "train_cfg", "optim_wrapper")
+    if amp:
+        enable_amp(cfg)
+    if auto_scale_lr:
+        enable_auto_scale_lr(cfg)
+    if not validate:
+        disable_validation(cfg)
+    set_resume(cfg, resume)
+
+    check_data(cfg, ("train", "val"))
+    model = check_model(cfg, pretrained=True)
+    check_checkpoint(cfg, model, whole=cfg.get("resume", False))
+    del model
+
+    adapt_amp_to_device(cfg)
+    _build_runner(cfg).train()
+
+
+def test(
+    config: str,
+    checkpoint: str,
+    work_dir: str | None = None,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2,
+    tta: bool = False,
+    cfg_options: Mapping[str, Any] | None = None,
+    launcher: str = "none",
+) -> dict[str, float]:
+    """Test a checkpoint on the test set of a config.
+
+    Args:
+        config: Config file.
+        checkpoint: Weights of the config's model.
+        work_dir: Where logs go. Default: see :func:`train`.
+        out: Write the predictions: a ``.pkl`` file for detection, a folder for label maps in
+            segmentation.
+        show: Show pictures of the predictions in a window.
+        show_dir: Save pictures of the predictions in this folder.
+        wait_time: Seconds to show each picture.
+        tta: Test with augmentation: the config's ``tta_model`` and ``tta_pipeline``, or else the
+            image and its mirror image.
+        cfg_options: Config values by dotted key.
+        launcher: See :func:`train`.
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        ConfigError: If the config or an option is wrong, or data is missing.
+        CheckpointError: If the checkpoint is missing, damaged or of another architecture.
+    """
+    check_launcher(launcher)
+    cfg = load_config(config, cfg_options, work_dir, launcher)
+    require_keys(cfg, "testing", "model", "test_dataloader", "test_cfg", "test_evaluator")
+    cfg.load_from, cfg.resume = checkpoint, False
+
+    check_data(cfg, ("test",))
+    check_checkpoint(cfg, check_model(cfg, pretrained=False), whole=True)
+
+    if tta:
+        enable_tta(cfg)
+    if out is not None:
+        write_predictions(cfg, out)
+    if show or show_dir:
+        draw_predictions(cfg, show, show_dir, wait_time)
+    return _build_runner(cfg).test()
+
+
+def _build_runner(cfg: Config) -> Any:
+    prepare_for_cpu(cfg)
+    return RUNNERS.build(cfg)
