@@ -1,6 +1,5 @@
 PYTHON ?= python3
 VENV ?= .venv
-SETUP = $(PYTHON) tools/misc/setup_env.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint install clean
@@ -20,8 +19,10 @@ lint: install  ## check format and style
 	$(VENV)/bin/ruff check
 
 install:  ## make the environment (done by demo, test and lint too)
-	@$(SETUP)
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "no $(PYTHON): install Python 3.10 to 3.13 or name yours with PYTHON=" >&2; exit 1; }
+	@$(PYTHON) tools/misc/setup_env.py --venv $(VENV)
 
 clean:  ## remove the environment, caches, build products and the demo's output
-	rm -rf .venv build dist *.egg-info work_dirs/demo .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info work_dirs/demo .pytest_cache .ruff_cache .dist_test
 	find . \( -name data -o -name work_dirs \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
