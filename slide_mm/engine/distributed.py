@@ -61,6 +61,16 @@ def prepare_for_cpu(cfg: Config) -> None:
         log_once("SyncBN needs GPUs: using BN, with statistics of each process")
 
 
+def leave_process_group() -> None:
+    """End a distributed run in all processes together.
+
+    One that exits while another still works breaks the other's connections, and gloo then aborts.
+    """
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def _replace_sync_batch_norm(node: Any) -> int:
     """Replace the type in every norm config below a node; return how many there were."""
     if isinstance(node, list | tuple):

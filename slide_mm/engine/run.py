@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from slide_mm.engine.amp import adapt_amp_to_device
@@ -17,7 +16,7 @@ from slide_mm.engine.config import (
     require_keys,
     write_predictions,
 )
-from slide_mm.engine.distributed import check_launcher, prepare_for_cpu
+from slide_mm.engine.distributed import check_launcher, leave_process_group, prepare_for_cpu
 from slide_mm.engine.preflight import check_checkpoint, check_data, check_model, set_resume
 
 
@@ -67,7 +66,9 @@ def train(
     del model
 
     adapt_amp_to_device(cfg)
-    _build_runner(cfg).train()
+    prepare_for_cpu(cfg)
+    RUNNERS.build(cfg).train()
+    leave_process_group()
 
 
 def test(
@@ -119,9 +120,7 @@ def test(
         write_predictions(cfg, out)
     if show or show_dir:
         draw_predictions(cfg, show, show_dir, wait_time)
-    return _build_runner(cfg).test()
-
-
-def _build_runner(cfg: Config) -> Any:
     prepare_for_cpu(cfg)
-    return RUNNERS.build(cfg)
+    metrics = RUNNERS.build(cfg).test()
+    leave_process_group()
+    return metrics

@@ -3,9 +3,10 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from slide_mm.ops import cpu_kernel
 from slide_mm.ops.forms import FORMS, Form
 
-BACKENDS = ("auto", *FORMS)
+BACKENDS = ("auto", "compiled", *FORMS)
 
 
 def slide_attention(
@@ -39,17 +40,24 @@ def slide_attention(
         bias: (head_dim, K*K), or None for no bias.
         position_bias: One number a head and tap, (num_heads, K*K), or None for no bias.
         scale: Factor of the query; ``head_dim ** -0.5`` when None.
-        backend: One of ``BACKENDS``. All give the same result; ``'auto'`` takes the fastest.
+        backend: One of ``BACKENDS``. All give the same result. ``'auto'`` takes ``'compiled'``, for
+            float32 on a CPU, where it can, and ``'tap'`` elsewhere.
         dropout_p: Probability of dropping an attention weight.
 
     Returns:
         (B, H, W, num_heads, head_dim), in the dtype of the query.
 
     Raises:
-        ValueError: If the shapes do not fit together or the backend is unknown.
+        ValueError: If the shapes do not fit together, or the backend is unknown or can't take them.
     """
-    attention = slide_attention_weights(query, key, kernel, bias, position_bias, scale, backend)
+    _check_shapes(query, key, kernel, bias, position_bias)
     _check_shape("value", value, "the shape of key", key.shape)
+    tensors = [query, key, value, kernel, bias, position_bias]
+    backend = _choose(backend, tensors, dropout_p)
+    if backend == "compiled":
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return cpu_kernel.slide_attention(*tensors, scale)
+    attention = slide_attention_weights(query, key, kernel, bias, position_bias, scale, backend)
     if dropout_p > 0:
         attention = F.dropout(attention, dropout_p)
     attention = attention.to(value.dtype)
@@ -82,10 +90,23 @@ def slide_attention_weights(
     return logits.softmax(-1)
 
 
+def _choose(backend: str, tensors: list[Tensor | None], dropout_p: float) -> str:
+    """Settle on a form, or on ``'compiled'``."""
+    if backend not in ("auto", "compiled"):
+        return backend
+    given = [tensor for tensor in tensors if tensor is not None]
+    problem = "has no dropout" if dropout_p > 0 else cpu_kernel.why_not(given, given[3].shape[-1])
+    if problem is None:
+        return "compiled"
+    if backend == "compiled":
+        raise ValueError(f"backend 'compiled' {problem}: choose 'auto'")
+    return "tap"
+
+
 def _form(backend: str) -> Form:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
-    return FORMS["tap" if backend == "auto" else backend]
+    return FORMS["tap" if backend in ("auto", "compiled") else backend]
 
 
 def _check_shapes(

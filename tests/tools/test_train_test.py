@@ -172,6 +172,7 @@ def test_two_processes(write_config, run_tool, tmp_path, monkeypatch):
     succeeded(run_tool("dist_test.sh", config, checkpoint, "2", "--work-dir", str(tested)))
     (path,) = tested.glob("*/*.json")
     together = json.loads(path.read_text())
+    config = write_config("semantic_fpn")
     alone = run_test(config, checkpoint, work_dir=str(tmp_path / "alone"))
     assert together["aAcc"] == pytest.approx(alone["aAcc"])
 
