@@ -25,13 +25,13 @@ RECIPE_FILE = "recipe.json"
 _DIGITS = {"training": slice(0, 1400), "validation": slice(1400, None)}
 # Fractions of a photograph's width.
 _PHOTO_COLUMNS = {"training": (0.0, 0.6), "validation": (0.6, 1.0)}
-_DIGITS_PER_SCENE = (4, 8)
+_DIGITS_PER_SCENE = (5, 9)
 # Fractions of the image's side.
-_DIGIT_HEIGHT = (0.2, 0.5)
+_DIGIT_HEIGHT = (0.16, 0.4)
 # No digit may lose more of itself to the digits pasted after it.
-_MIN_VISIBLE = 0.75
+_MIN_VISIBLE = 0.85
 # Distance in RGB between a digit's colour and the mean colour of what it covers.
-_MIN_CONTRAST = 110
+_MIN_CONTRAST = 150
 
 
 def make_demo_scenes(
@@ -206,7 +206,7 @@ def _place(
     width = round(height * rng.uniform(0.8, 1.2))
     scan = Image.fromarray((digit * 15.9).astype(np.uint8))
     scan = scan.resize((width, height), Image.Resampling.BICUBIC)
-    scan = scan.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC)
+    scan = scan.rotate(rng.uniform(-5, 5), Image.Resampling.BICUBIC)
     # Pen pressure to ink: steep enough for an edge of a pixel or two at any size.
     ink = np.clip(0.5 + (np.asarray(scan) / 255 - 0.5) * height / 12, 0, 1)
     for _ in range(10):
