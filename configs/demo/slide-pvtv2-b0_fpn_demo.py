@@ -19,7 +19,7 @@ model = dict(
         channels=64,
         num_classes=11,
         norm_cfg=dict(type="BN", requires_grad=True),
-        loss_decode=dict(class_weight=[0.1] + [1.0] * 10),
+        loss_decode=dict(class_weight=[0.3] + [1.0] * 10),
     ),
 )
 
@@ -55,13 +55,13 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=400, val_interval=100)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=600, val_interval=150)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=False, begin=50, end=400),
+    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=False, begin=50, end=600),
 ]
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=100, max_keep_ckpts=2),
+    checkpoint=dict(interval=150, max_keep_ckpts=2),
 )
 log_processor = dict(window_size=20)
