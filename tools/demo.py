@@ -60,8 +60,7 @@ def run_demo(work_dir: Path, options: list[str]) -> None:
     began = time.monotonic()
     checkpoint = train_and_test("detector", DETECTOR, detection, options)
     between = time.monotonic()
-    start = f"model.backbone.init_cfg.checkpoint={checkpoint}"
-    train_and_test("segmentor", SEGMENTOR, segmentation, [*options, start])
+    train_and_test("segmentor", SEGMENTOR, segmentation, [*options, f"load_from={checkpoint}"])
     seconds = {"detector": between - began, "segmentor": time.monotonic() - between}
 
     pictures = {

@@ -3,16 +3,12 @@ _base_ = [
     "../_base_/mmseg_runtime.py",
     "./_base_/scenes.py",
 ]
-# The demo's detector: from scratch, a segmentor learns little more than foreground in this time.
-detector = "work_dirs/demo/detection/iter_1100.pth"
+# Backbone and neck of the demo's detector: from scratch, a segmentor learns little more than
+# foreground in this time.
+load_from = "work_dirs/demo/detection/iter_1100.pth"
 model = dict(
     data_preprocessor=dict(size=(224, 224), test_cfg=dict(size_divisor=32)),
-    backbone=dict(
-        type="SlidePVTv2",
-        arch="b0",
-        drop_path_rate=0.0,
-        init_cfg=dict(type="Pretrained", checkpoint=detector, prefix="backbone."),
-    ),
+    backbone=dict(type="SlidePVTv2", arch="b0", drop_path_rate=0.0),
     neck=dict(in_channels=[32, 64, 160, 256], out_channels=64),
     decode_head=dict(
         in_channels=[64, 64, 64, 64],
