@@ -121,7 +121,7 @@ def report(work_dir: Path, seconds: dict[str, float]) -> None:
             print(f"{label:>22}  {value:.3f}")
     for name, duration in seconds.items():
         print(f"{name + ', minutes':>22}  {duration / 60:.1f}")
-    print("\npredictions beside the truth, and curves:")
+    print("\npredictions (right of each pair) beside the truth (left), and curves:")
     for path in sorted(work_dir.glob("*.png")):
         print(f"  {path}")
     print(f"a picture for each scene: {work_dir}/*/pictures")

@@ -81,7 +81,7 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=0, by_epoch=False, begin=50, end=1100),
 ]
 default_hooks = dict(
-    logger=dict(interval=20),
+    logger=dict(interval=20, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=275, max_keep_ckpts=2),
 )
 log_processor = dict(by_epoch=False, window_size=20)
