@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from slide_mm.layers.heads import head_dim_of
-from slide_mm.ops import slide_attention
+from slide_mm.ops import slide_attention_qkvpacked
 
 
 class SlideAttention(nn.Module):
@@ -96,12 +96,8 @@ class SlideAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to tokens of the same shape."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
-        query, key, value = qkv.unbind(-3)
-        x = slide_attention(
-            query,
-            key,
-            value,
+        x = slide_attention_qkvpacked(
+            self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)),
             self.kernel,
             self.shift_bias,
             self.relative_position_bias_table,

@@ -1,5 +1,15 @@
 """Functions on tensors, without parameters."""
 
-from slide_mm.ops.slide_attention import BACKENDS, slide_attention, slide_attention_weights
+from slide_mm.ops.slide_attention import (
+    BACKENDS,
+    slide_attention,
+    slide_attention_qkvpacked,
+    slide_attention_weights,
+)
 
-__all__ = ["BACKENDS", "slide_attention", "slide_attention_weights"]
+__all__ = [
+    "BACKENDS",
+    "slide_attention",
+    "slide_attention_qkvpacked",
+    "slide_attention_weights",
+]

@@ -74,172 +74,85 @@ def why_not(tensors: Sequence[Tensor], kernel_size: int) -> str | None:
         return "needs float32"
     if kernel_size not in KERNEL_SIZES:
         return f"needs K in {KERNEL_SIZES}, not {kernel_size}"
-    if torch.jit.is_tracing():
-        return "cannot be traced"
-    return unavailable_reason()
+    reason = unavailable_reason()
+    return None if reason is None else f"has no kernel here ({reason})"
 
 
-def slide_attention(
+def forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     kernel: Tensor,
-    bias: Tensor | None,
-    position_bias: Tensor | None,
+    bias: Tensor,
+    position_bias: Tensor,
     scale: float,
+    attention: Tensor | None,
 ) -> Tensor:
-    """Slide Attention, forward and backward, as the other forms in this package compute it.
+    """See :func:`slide_mm.ops.fused.slide_attention`, whose arguments these are.
+
+    Query, key and value are read without a copy where their channels are contiguous.
 
     Args:
-        query: (B, H, W, num_heads, head_dim), float32, on a CPU, in any memory layout; so are
-            ``key`` and ``value``. They are read without a copy where channels are contiguous.
-        key: As ``query``.
-        value: As ``query``.
-        kernel: (head_dim, K * K, K, K), K in ``KERNEL_SIZES``: the merged kernel.
-        bias: (head_dim, K * K) or None.
-        position_bias: (num_heads, K * K) or None.
-        scale: Factor of the logits.
-
-    Returns:
-        (B, H, W, num_heads, head_dim), contiguous.
+        attention: What :func:`backward` needs, B * K*K * H * W * num_heads elements, is written
+            here, if it is given.
 
     Raises:
         RuntimeError: If the kernel can't be compiled here.
     """
-    return _attend([query, key, value], query.shape[3], kernel, bias, position_bias, scale)
-
-
-def slide_attention_packed(
-    qkv: Tensor,
-    kernel: Tensor,
-    bias: Tensor | None,
-    position_bias: Tensor | None,
-    scale: float,
-) -> Tensor:
-    """``slide_attention`` on query, key and value in one tensor, (B, H, W, 3, num_heads, head_dim).
-
-    The gradient is one tensor too: gradients of three parts would be written, then copied together.
-    """
-    return _attend([qkv], qkv.shape[4], kernel, bias, position_bias, scale)
-
-
-def _attend(
-    inputs: list[Tensor],
-    num_heads: int,
-    kernel: Tensor,
-    bias: Tensor | None,
-    position_bias: Tensor | None,
-    scale: float,
-) -> Tensor:
-    # The compiled kernel knows one kind of weight, (head_dim, taps, K * K): the bias is the weight
-    # of one more tap that reads the constant 1, and scale and position bias go into the keys' own.
-    weight = kernel.flatten(2).transpose(1, 2)
-    if bias is None:
-        bias = kernel.new_zeros(kernel.shape[:2])
-    value_weight = torch.cat((weight, bias[:, None]), dim=1)
-    key_bias = bias if position_bias is None else bias + position_bias[:, None]
-    key_bias = key_bias.expand(num_heads, *bias.shape)
-    key_weight = torch.cat((weight.expand(num_heads, *weight.shape), key_bias[:, :, None]), dim=2)
-    key_weight = scale * key_weight
-    differentiable = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (*inputs, key_weight, value_weight)
-    )
-    return _forward(inputs, key_weight, value_weight, keep_attention=differentiable)[0]
-
-
-# In these operators ``inputs`` are query, key and value, or the one tensor that holds all three.
-
-
-@torch.library.custom_op("slide_mm::slide_attention", mutates_args=(), device_types="cpu")
-def _forward(
-    inputs: Sequence[Tensor], key_weight: Tensor, value_weight: Tensor, keep_attention: bool
-) -> tuple[Tensor, Tensor]:
-    output, attention = _empty_outputs(inputs, key_weight, value_weight, keep_attention)
-    query, key, value = map(_channels_contiguous, _unpack(inputs))
-    weights = key_weight.contiguous(), value_weight.contiguous()
+    output = query.new_empty(query.shape)
+    weights = _weights(kernel, bias, position_bias, scale)
+    tensors = [_channels_contiguous(x) for x in (query, key, value)]
     if output.numel():
-        _call("slide_attention_forward", _arguments(query, key, value, output, *weights, attention))
-    return output, attention
+        _call("slide_attention_forward", _arguments(*tensors, output, *weights, attention))
+    return output
 
 
-@_forward.register_fake
-def _empty_outputs(
-    inputs: Sequence[Tensor], key_weight: Tensor, value_weight: Tensor, keep_attention: bool
-) -> tuple[Tensor, Tensor]:
-    query = _unpack(inputs)[0]
-    batch, height, width, num_heads, _ = query.shape
-    attention_shape = (batch, num_heads, value_weight.shape[-1], height, width)
-    attention = query.new_empty(attention_shape if keep_attention else 0)
-    return query.new_empty(query.shape), attention
-
-
-@torch.library.custom_op("slide_mm::slide_attention_backward", mutates_args=(), device_types="cpu")
-def _backward(
-    inputs: Sequence[Tensor],
-    key_weight: Tensor,
-    value_weight: Tensor,
+def backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    position_bias: Tensor,
+    scale: float,
     attention: Tensor,
     output_grad: Tensor,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    query, key, value, output_grad = map(_channels_contiguous, (*_unpack(inputs), output_grad))
-    weights = key_weight.contiguous(), value_weight.contiguous()
-    gradients = [tensor.new_empty(tensor.shape) for tensor in inputs]
-    logits_grad = torch.empty_like(attention)
+    gradients: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write the gradients of query, key and value; return those of kernel, bias, position_bias."""
     batch, height, width, num_heads, _ = query.shape
+    weights = _weights(kernel, bias, position_bias, scale)
+    tensors = [_channels_contiguous(x) for x in (query, key, value, output_grad)]
+    logits_grad = torch.empty_like(attention)
     chunks = math.ceil(min(_MAX_PARTS / num_heads, batch * height * width / _MIN_PART_PIXELS))
-    key_weight_grad = query.new_zeros((num_heads, chunks, *value_weight.shape))
+    key_weight_grad = query.new_zeros((num_heads, chunks, *weights[1].shape))
     value_weight_grad = torch.zeros_like(key_weight_grad)
-
     if query.numel():
-        arguments = _arguments(query, key, value, output_grad, *weights, attention)
-        parts = map(_tensor, _unpack(gradients))
-        arguments.query_grad, arguments.key_grad, arguments.value_grad = parts
+        arguments = _arguments(*tensors, *weights, attention)
+        arguments.query_grad, arguments.key_grad, arguments.value_grad = map(_tensor, gradients)
         arguments.logits_grad = logits_grad.data_ptr()
         arguments.chunks = chunks
         arguments.key_weight_grad = key_weight_grad.data_ptr()
         arguments.value_weight_grad = value_weight_grad.data_ptr()
         _call("slide_attention_backward", arguments)
-    return gradients, key_weight_grad.sum(1), value_weight_grad.sum((0, 1))
+    key_weight_grad = scale * key_weight_grad.sum(1)
+    both = key_weight_grad.sum(0) + value_weight_grad.sum((0, 1))
+    kernel_grad = both[:, :-1].transpose(1, 2).contiguous()
+    return kernel_grad, both[:, -1].contiguous(), key_weight_grad[:, :, -1].sum(1)
 
 
-@_backward.register_fake
-def _empty_gradients(
-    inputs: Sequence[Tensor],
-    key_weight: Tensor,
-    value_weight: Tensor,
-    attention: Tensor,
-    output_grad: Tensor,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    gradients = [tensor.new_empty(tensor.shape) for tensor in inputs]
-    weights = (tensor.new_empty(tensor.shape) for tensor in (key_weight, value_weight))
-    return gradients, *weights
+def _weights(
+    kernel: Tensor, bias: Tensor, position_bias: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Weights of keys and of values, (heads, head_dim, taps, K * K) and (head_dim, taps, K * K).
 
-
-def _save_for_backward(ctx, inputs, output) -> None:
-    tensors, key_weight, value_weight, _ = inputs
-    ctx.save_for_backward(*tensors, key_weight, value_weight, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradients(ctx, output_grad: Tensor, _) -> tuple[list[Tensor], Tensor, Tensor, None]:
-    *inputs, key_weight, value_weight, attention = ctx.saved_tensors
-    return *_backward(inputs, key_weight, value_weight, attention, output_grad), None
-
-
-_forward.register_autograd(_gradients, setup_context=_save_for_backward)
-
-
-def _refuse_double_backward(ctx, *_) -> None:
-    raise RuntimeError(
-        "the compiled Slide Attention kernel has no second derivative: use backend='conv'"
-    )
-
-
-_backward.register_autograd(_refuse_double_backward)
-
-
-def _unpack(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    return tensors[0].unbind(3) if len(tensors) == 1 else tensors
+    The compiled kernel knows one kind of weight: the bias is that of one more tap, which reads the
+    constant 1, and scale and position bias go into the keys' own.
+    """
+    value_weight = torch.cat((kernel.transpose(1, 2), bias[:, None]), dim=1)
+    key_weight = scale * value_weight.repeat(len(position_bias), 1, 1, 1)
+    key_weight[:, :, -1] += scale * position_bias[:, None]
+    return key_weight, value_weight
 
 
 def _channels_contiguous(tensor: Tensor) -> Tensor:
@@ -257,14 +170,14 @@ def _arguments(
     output: Tensor,
     key_weight: Tensor,
     value_weight: Tensor,
-    attention: Tensor,
+    attention: Tensor | None,
 ) -> _Arguments:
     return _Arguments(
         math.isqrt(value_weight.shape[-1]),
         *query.shape,
         torch.get_num_threads(),
         *map(_tensor, (query, key, value, output)),
-        *(tensor.data_ptr() for tensor in (key_weight, value_weight, attention)),  # null if empty
+        *(x if x is None else x.data_ptr() for x in (key_weight, value_weight, attention)),
     )
 
 

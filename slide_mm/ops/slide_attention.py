@@ -1,12 +1,21 @@
 """Slide Attention as a function of tensors."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from slide_mm.ops import cpu_kernel
 from slide_mm.ops.forms import FORMS, Form
 
-BACKENDS = ("auto", "compiled", *FORMS)
+# PyTorch before 2.5 can't register all of an operator from Python.
+HAS_FUSED = hasattr(torch.library, "register_vmap")
+if HAS_FUSED:
+    from slide_mm.ops import fused
+
+FUSED = ("compiled", "chunked")
+BACKENDS = ("auto", *FUSED, *FORMS)
 
 
 def slide_attention(
@@ -41,7 +50,8 @@ def slide_attention(
         position_bias: One number a head and tap, (num_heads, K*K), or None for no bias.
         scale: Factor of the query; ``head_dim ** -0.5`` when None.
         backend: One of ``BACKENDS``. All give the same result. ``'auto'`` takes ``'compiled'``, for
-            float32 on a CPU, where it can, and ``'tap'`` elsewhere.
+            float32 on a CPU, where it can; else ``'chunked'``; and ``'tap'``, of which PyTorch sees
+            every operation, for dropout, tracing and PyTorch older than 2.5.
         dropout_p: Probability of dropping an attention weight.
 
     Returns:
@@ -52,16 +62,45 @@ def slide_attention(
     """
     _check_shapes(query, key, kernel, bias, position_bias)
     _check_shape("value", value, "the shape of key", key.shape)
-    tensors = [query, key, value, kernel, bias, position_bias]
-    backend = _choose(backend, tensors, dropout_p)
-    if backend == "compiled":
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        return cpu_kernel.slide_attention(*tensors, scale)
-    attention = slide_attention_weights(query, key, kernel, bias, position_bias, scale, backend)
-    if dropout_p > 0:
-        attention = F.dropout(attention, dropout_p)
-    attention = attention.to(value.dtype)
-    return _form(backend).aggregate(attention, value, kernel, bias).to(query.dtype)
+    inputs, weights = [query, key, value], [kernel, bias, position_bias]
+    return _attend(inputs, weights, scale, backend, dropout_p)
+
+
+def slide_attention_qkvpacked(
+    qkv: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """:func:`slide_attention` on one tensor that holds query, key and value.
+
+    It saves a copy in backward, as the gradient is one tensor too.
+
+    Args:
+        qkv: (B, H, W, 3, num_heads, head_dim). Any strides, any batch size, also 0.
+        kernel: See :func:`slide_attention`; so are all other arguments.
+        bias: (head_dim, K*K) or None.
+        position_bias: (num_heads, K*K) or None.
+        scale: Factor of the query; ``head_dim ** -0.5`` when None.
+        backend: One of ``BACKENDS``.
+        dropout_p: Probability of dropping an attention weight.
+
+    Returns:
+        (B, H, W, num_heads, head_dim), in the dtype of ``qkv``.
+
+    Raises:
+        ValueError: As :func:`slide_attention`.
+    """
+    if qkv.ndim != 6 or qkv.shape[3] != 3:
+        raise ValueError(
+            f"qkv has shape {tuple(qkv.shape)}: give (B, H, W, 3, num_heads, head_dim)"
+        )
+    query, key, _ = qkv.unbind(3)
+    _check_shapes(query, key, kernel, bias, position_bias)
+    return _attend([qkv], [kernel, bias, position_bias], scale, backend, dropout_p)
 
 
 def slide_attention_weights(
@@ -90,23 +129,61 @@ def slide_attention_weights(
     return logits.softmax(-1)
 
 
-def _choose(backend: str, tensors: list[Tensor | None], dropout_p: float) -> str:
-    """Settle on a form, or on ``'compiled'``."""
-    if backend not in ("auto", "compiled"):
+def _attend(
+    inputs: list[Tensor],
+    weights: list[Tensor | None],
+    scale: float | None,
+    backend: str,
+    dropout_p: float,
+) -> Tensor:
+    scale = inputs[0].shape[-1] ** -0.5 if scale is None else scale
+    backend = _choose(backend, inputs, weights, dropout_p)
+    if backend in FUSED:
+        return fused.slide_attention(inputs, *weights, scale, backend)
+    query, key, value = inputs if len(inputs) == 3 else inputs[0].unbind(3)
+    attention = slide_attention_weights(query, key, *weights, scale, backend)
+    if dropout_p > 0:
+        attention = F.dropout(attention, dropout_p)
+    attention = attention.to(value.dtype)
+    return _form(backend).aggregate(attention, value, *weights[:2]).to(query.dtype)
+
+
+def _choose(
+    backend: str, inputs: list[Tensor], weights: list[Tensor | None], dropout_p: float
+) -> str:
+    """Settle on a fused backend or on a form."""
+    if backend not in ("auto", *FUSED):
         return backend
-    given = [tensor for tensor in tensors if tensor is not None]
-    problem = "has no dropout" if dropout_p > 0 else cpu_kernel.why_not(given, given[3].shape[-1])
-    if problem is None:
-        return "compiled"
-    if backend == "compiled":
-        raise ValueError(f"backend 'compiled' {problem}: choose 'auto'")
-    return "tap"
+    given = [tensor for tensor in (*inputs, *weights) if tensor is not None]
+    kernel_size = weights[0].shape[-1]
+    problems = {
+        name: _why_not(name, given, kernel_size, dropout_p)
+        for name in FUSED
+        if backend in ("auto", name)
+    }
+    able = [name for name, problem in problems.items() if problem is None]
+    if not able and backend != "auto":
+        raise ValueError(f"backend {backend!r} {problems[backend]}: choose 'auto'")
+    return able[0] if able else "tap"
+
+
+def _why_not(
+    backend: str, tensors: Sequence[Tensor], kernel_size: int, dropout_p: float
+) -> str | None:
+    """Why a fused backend can't take this call, in a few words; None when it can."""
+    if dropout_p > 0:
+        return "has no dropout"
+    if torch.jit.is_tracing():
+        return "cannot be traced"
+    if not HAS_FUSED:
+        return "needs PyTorch 2.5 or later"
+    return cpu_kernel.why_not(tensors, kernel_size) if backend == "compiled" else None
 
 
 def _form(backend: str) -> Form:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
-    return FORMS["tap" if backend in ("auto", "compiled") else backend]
+    return FORMS["tap" if backend in ("auto", *FUSED) else backend]
 
 
 def _check_shapes(

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def judge(
@@ -13,28 +14,30 @@ def judge(
     position_bias: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Slide Attention as a plain loop over pixels, in float64."""
+    """Slide Attention as its definition reads, pixel by pixel, in float64."""
     query, key, value, kernel = (x.double() for x in (query, key, value, kernel))
-    batch, height, width, num_heads, head_dim = query.shape
+    num_heads, head_dim = query.shape[3:]
     taps, size = kernel.shape[1], kernel.shape[2]
     radius = size // 2
     bias = torch.zeros(head_dim, taps) if bias is None else bias
     position_bias = torch.zeros(num_heads, taps) if position_bias is None else position_bias
-    bias, position_bias = bias.double(), position_bias.double()
     scale = head_dim**-0.5 if scale is None else scale
-    out = torch.zeros_like(query)
-    for y in range(height):
-        for x in range(width):
-            keys = bias.expand(batch, num_heads, head_dim, taps).clone()
-            values = keys.clone()
-            for row in range(size):
-                for column in range(size):
-                    ny, nx = y + row - radius, x + column - radius
-                    if 0 <= ny < height and 0 <= nx < width:
-                        keys += key[:, ny, nx, :, :, None] * kernel[:, :, row, column]
-                        values += value[:, ny, nx, :, :, None] * kernel[:, :, row, column]
-            keys += position_bias[:, None, :]
+    key, value = (F.pad(x, (0, 0, 0, 0, radius, radius, radius, radius)) for x in (key, value))
+    rows = []
+    for y in range(query.shape[1]):
+        pixels = []
+        for x in range(query.shape[2]):
+            around = slice(y, y + size), slice(x, x + size)
+            keys = (
+                torch.einsum("cpij,bijnc->bncp", kernel, key[(slice(None), *around)])
+                + bias.double()
+            )
+            values = (
+                torch.einsum("cpij,bijnc->bncp", kernel, value[(slice(None), *around)])
+                + bias.double()
+            )
+            keys = keys + position_bias.double()[:, None]
             logits = (scale * query[:, y, x, :, :, None] * keys).sum(2)
-            attention = logits.softmax(-1)
-            out[:, y, x] = (attention[:, :, None, :] * values).sum(-1)
-    return out
+            pixels.append((logits.softmax(-1)[:, :, None] * values).sum(-1))
+        rows.append(torch.stack(pixels, 1))
+    return torch.stack(rows, 1)

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from slide_mm.ops import cpu_kernel
+from slide_mm.ops import cpu_kernel, slide_attention
+from tests.ops.judge import judge
 
 pytestmark = pytest.mark.skipif(
     not cpu_kernel.is_available(), reason=f"no kernel: {cpu_kernel.unavailable_reason()}"
@@ -29,32 +30,6 @@ def fresh_library(monkeypatch, tmp_path):
     cpu_kernel._load_library.cache_clear()
 
 
-def judge(query, key, value, kernel, bias, position_bias, scale):
-    """Slide Attention as its definition reads, pixel by pixel."""
-    num_heads, head_dim = query.shape[3:]
-    kernel_size = kernel.shape[-1]
-    if bias is None:
-        bias = kernel.new_zeros(head_dim, kernel_size**2)
-    if position_bias is None:
-        position_bias = kernel.new_zeros(num_heads, kernel_size**2)
-    half = kernel_size // 2
-
-    def neighbourhoods(tensor):
-        padded = torch.nn.functional.pad(tensor, (0, 0, 0, 0, half, half, half, half))
-        windows = padded.unfold(1, kernel_size, 1).unfold(2, kernel_size, 1)
-        return windows.flatten(1, 2).unbind(1)
-
-    pixels = []
-    for query_x, keys_x, values_x in zip(
-        query.flatten(1, 2).unbind(1), neighbourhoods(key), neighbourhoods(value), strict=True
-    ):
-        keys = torch.einsum("cpij,bncij->bncp", kernel, keys_x) + bias + position_bias[:, None]
-        values = torch.einsum("cpij,bncij->bncp", kernel, values_x) + bias
-        attention = (scale * (query_x[..., None] * keys).sum(-2)).softmax(-1)
-        pixels.append((values * attention[:, :, None]).sum(-1))
-    return torch.stack(pixels, 1).view_as(query)
-
-
 def make_inputs(batch, height, width, num_heads, head_dim, kernel_size, layout="packed"):
     """Query, key, value, kernel, bias and position bias; `layout` is of the first three."""
     torch.manual_seed(0)
@@ -72,8 +47,12 @@ def make_inputs(batch, height, width, num_heads, head_dim, kernel_size, layout="
     return [tensor.requires_grad_() for tensor in (*inputs, *weights)]
 
 
+def attend(*inputs, scale):
+    return slide_attention(*inputs, scale=scale, backend="compiled")
+
+
 def forward_and_gradients(function, inputs, scale):
-    output = function(*inputs, scale)
+    output = function(*inputs, scale=scale)
     differentiable = [tensor for tensor in inputs if tensor is not None]
     weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
     return output, *torch.autograd.grad(output, differentiable, weight)
@@ -85,7 +64,7 @@ def assert_equals_judge(inputs, scale, threads=(2,)):
     expected_output, *expected_gradients = forward_and_gradients(judge, exact, scale)
     for torch_threads in threads:
         torch.set_num_threads(torch_threads)
-        output, *gradients = forward_and_gradients(cpu_kernel.slide_attention, inputs, scale)
+        output, *gradients = forward_and_gradients(attend, inputs, scale)
         torch.testing.assert_close(output.double(), expected_output, rtol=2e-5, atol=2e-5)
         for gradient, expected in zip(gradients, expected_gradients, strict=True):
             difference = torch.linalg.vector_norm(gradient - expected)
@@ -129,30 +108,19 @@ def test_equals_judge_on_other_memory_layouts():
     assert_equals_judge(make_inputs(2, 6, 9, 2, 8, 3, layout="channels first"), scale=1.0)
 
 
-def test_packed_equals_apart():
-    *inputs, kernel, bias, position_bias = make_inputs(2, 6, 9, 2, 20, 3)
-    weights = kernel, bias, position_bias
-    qkv = torch.stack(inputs, 3).detach().requires_grad_()
-    expected = forward_and_gradients(cpu_kernel.slide_attention, (*inputs, *weights), 0.5)
-    output, qkv_grad, *weight_grads = forward_and_gradients(
-        cpu_kernel.slide_attention_packed, (qkv, *weights), 0.5
-    )
-    assert all(map(torch.equal, (output, *qkv_grad.unbind(3), *weight_grads), expected))
-
-
 def test_large_logits():
     inputs = make_inputs(1, 5, 5, 1, 8, 3)
     with torch.no_grad():
         inputs[0].mul_(300)
-    output = cpu_kernel.slide_attention(*inputs, 1.0)
-    expected = judge(*(tensor.double() for tensor in inputs), 1.0)
+    output = attend(*inputs, scale=1.0)
+    expected = judge(*inputs, scale=1.0)
     torch.testing.assert_close(output.double(), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 4, 2, 8, 3), (2, 0, 4, 2, 8, 3)])
 def test_nothing_in_gives_nothing_out(shape):
     inputs = make_inputs(*shape)
-    output, *gradients = forward_and_gradients(cpu_kernel.slide_attention, inputs, 1.0)
+    output, *gradients = forward_and_gradients(attend, inputs, 1.0)
     assert output.shape == inputs[0].shape
     for gradient, tensor in zip(gradients, inputs, strict=True):
         assert torch.equal(gradient, torch.zeros_like(tensor))
@@ -163,45 +131,17 @@ def test_results_are_identical_whatever_the_number_of_threads():
     results = []
     for threads in (1, 2, 2, 4):
         torch.set_num_threads(threads)
-        results.append(forward_and_gradients(cpu_kernel.slide_attention, inputs, 0.3))
+        results.append(forward_and_gradients(attend, inputs, 0.3))
     for result in results[1:]:
         assert all(map(torch.equal, results[0], result))
-
-
-def test_registered_as_pytorch_expects():
-    inputs = [t.detach().requires_grad_() for t in make_inputs(1, 3, 4, 2, 8, 3)[:3]]
-    weights = torch.randn(2, 8, 10, 9, requires_grad=True), torch.randn(8, 10, 9)
-    torch.library.opcheck(torch.ops.slide_mm.slide_attention, (inputs, *weights, True))
-
-
-def test_compiles_without_graph_breaks():
-    inputs = make_inputs(1, 5, 6, 2, 8, 3)
-    compiled = torch.compile(cpu_kernel.slide_attention, fullgraph=True, backend="aot_eager")
-    expected = forward_and_gradients(cpu_kernel.slide_attention, inputs, 0.5)
-    assert all(map(torch.equal, forward_and_gradients(compiled, inputs, 0.5), expected))
-
-
-def test_same_output_without_gradients():
-    inputs = make_inputs(1, 9, 8, 2, 8, 3)
-    with torch.no_grad():
-        output = cpu_kernel.slide_attention(*inputs, 0.5)
-    assert torch.equal(output, cpu_kernel.slide_attention(*inputs, 0.5))
-
-
-def test_refuses_double_backward():
-    inputs = make_inputs(1, 3, 3, 1, 8, 3)
-    output = cpu_kernel.slide_attention(*inputs, 1.0)
-    (gradient,) = torch.autograd.grad(output.sum(), inputs[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        gradient.sum().backward()
 
 
 def test_says_why_there_is_no_kernel(fresh_library, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not cpu_kernel.is_available()
     assert "no-such-compiler" in cpu_kernel.unavailable_reason()
-    with pytest.raises(RuntimeError, match="no-such-compiler"):
-        cpu_kernel.slide_attention(*make_inputs(1, 3, 3, 1, 8, 3), 1.0)
+    with pytest.raises(ValueError, match=r"no kernel here .*no-such-compiler.*: choose 'auto'"):
+        attend(*make_inputs(1, 3, 3, 1, 8, 3), scale=1.0)
 
 
 def test_a_failed_build_leaves_nothing_behind(fresh_library, monkeypatch):

@@ -1,13 +1,34 @@
+import importlib
 import random
 
 import pytest
 import torch
 
-from slide_mm.ops import BACKENDS, slide_attention, slide_attention_weights
+from slide_mm.ops import (
+    BACKENDS,
+    chunked,
+    cpu_kernel,
+    slide_attention,
+    slide_attention_qkvpacked,
+    slide_attention_weights,
+)
 from tests.ops.judge import judge
 
 PORTABLE = [backend for backend in BACKENDS if backend != "compiled"]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
+GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def backends(dtype):
+    """Those that this machine has for a dtype."""
+    return BACKENDS if dtype == torch.float32 and cpu_kernel.is_available() else PORTABLE
 
 
 def make_inputs(
@@ -48,8 +69,15 @@ def relative_error(actual, expected):
     return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
+def forward_and_gradients(function, inputs, **options):
+    inputs = [x if x is None else x.detach().requires_grad_() for x in inputs]
+    out = function(*inputs, **options)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return out.detach(), *torch.autograd.grad(out, [x for x in inputs if x is not None], weight)
+
+
 @pytest.mark.parametrize("seed", range(12))
-def test_backends_equal_the_judge_on_random_shapes(seed):
+def test_backends_equal_the_judge_on_random_shapes(seed, monkeypatch):
     rng = random.Random(seed)
     torch.manual_seed(seed)
     inputs = make_inputs(*random_shape(rng), contiguous=rng.random() < 0.5)
@@ -59,13 +87,51 @@ def test_backends_equal_the_judge_on_random_shapes(seed):
         inputs[4] if with_bias else None,
         inputs[5] if with_position else None,
     ]
-    expected = judge(*inputs, scale=scale)
+    monkeypatch.setattr(chunked, "_CPU_CHUNK", rng.choice((1 << 10, 64 << 10, 512 << 10)))
+    torch.set_num_threads(1)  # the judge's tensors are tiny
+    out, *gradients = forward_and_gradients(judge, inputs, scale=scale)
     for dtype, tolerance in TOLERANCE.items():
         cast = [None if x is None else x.to(dtype) for x in inputs]
-        for backend in BACKENDS if dtype == torch.float32 else PORTABLE:
-            out = slide_attention(*cast, scale=scale, backend=backend)
-            assert out.dtype == dtype
-            assert relative_error(out.double(), expected) < tolerance, (backend, dtype)
+        for backend in backends(dtype):
+            for threads in (1, 4):
+                torch.set_num_threads(threads)
+                results = forward_and_gradients(slide_attention, cast, scale=scale, backend=backend)
+                assert all(x.dtype == dtype for x in results)
+                assert relative_error(results[0].double(), out) < tolerance, (backend, dtype)
+                for actual, expected in zip(results[1:], gradients, strict=True):
+                    difference = torch.linalg.vector_norm(actual - expected)
+                    allowed = GRADIENT_TOLERANCE[dtype] * torch.linalg.vector_norm(expected)
+                    assert difference <= allowed, (backend, dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_repeated_runs_are_identical(backend, threads):
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    inputs = make_inputs(2, 33, 41, 3, 16, 3, dtype=torch.float32, contiguous=False)
+    if backend not in backends(torch.float32):
+        pytest.skip(cpu_kernel.unavailable_reason())
+    first, *others = (
+        forward_and_gradients(slide_attention, inputs, backend=backend) for _ in range(3)
+    )
+    for other in others:
+        assert all(map(torch.equal, first, other))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_equals_apart(backend):
+    if backend not in backends(torch.float32):
+        pytest.skip(cpu_kernel.unavailable_reason())
+    torch.manual_seed(0)
+    *inputs, kernel, bias, position_bias = make_inputs(2, 6, 9, 2, 20, 3, dtype=torch.float32)
+    weights = kernel, bias, position_bias
+    expected = forward_and_gradients(slide_attention, (*inputs, *weights), backend=backend)
+    out, qkv_grad, *weight_grads = forward_and_gradients(
+        slide_attention_qkvpacked, (torch.stack(inputs, 3), *weights), backend=backend
+    )
+    for actual, other in zip((out, *qkv_grad.unbind(3), *weight_grads), expected, strict=True):
+        torch.testing.assert_close(actual, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", PORTABLE)
@@ -148,6 +214,7 @@ WRONG_INPUTS = {
         "key": torch.zeros(1, 4, 4, 2, 8).half(),
     },
     "backend 'compiled' has no dropout": {"backend": "compiled", "dropout_p": 0.1},
+    "backend 'chunked' has no dropout": {"backend": "chunked", "dropout_p": 0.1},
 }
 
 
@@ -160,3 +227,25 @@ def test_wrong_inputs_give_one_line_with_the_value(message):
         slide_attention(**{**arguments, **WRONG_INPUTS[message]})
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_packed_refuses_another_shape():
+    with pytest.raises(ValueError, match=r"qkv has shape \(1, 4, 4, 2, 2, 8\): give"):
+        slide_attention_qkvpacked(torch.zeros(1, 4, 4, 2, 2, 8), torch.zeros(8, 9, 3, 3))
+
+
+def test_an_older_pytorch_gets_the_tap_form(monkeypatch):
+    inputs = make_inputs(1, 4, 5, 2, 8, 3, dtype=torch.float32)
+    module = importlib.import_module("slide_mm.ops.slide_attention")
+    monkeypatch.setattr(module, "HAS_FUSED", False)
+    assert torch.equal(slide_attention(*inputs), slide_attention(*inputs, backend="tap"))
+    with pytest.raises(ValueError, match=r"'chunked' needs PyTorch 2\.5"):
+        slide_attention(*inputs, backend="chunked")
+
+
+def test_tap_form_can_be_vmapped():
+    query, key, value, kernel, *_ = make_inputs(3, 4, 5, 2, 8, 3)
+    mapped = torch.vmap(lambda *x: slide_attention(*x, kernel, backend="tap"))
+    tokens = [x[:, None] for x in (query, key, value)]
+    expected = slide_attention(query, key, value, kernel, backend="tap")
+    torch.testing.assert_close(mapped(*tokens)[:, 0], expected)

@@ -1,0 +1,140 @@
+"""Slide Attention as one operator, which keeps query, key, value and K*K attention weights.
+
+Two implementations: ``compiled`` for a CPU, and ``chunked`` for any device.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from slide_mm.ops import chunked, cpu_kernel
+
+IMPLEMENTATIONS: dict[str, ModuleType] = {"compiled": cpu_kernel, "chunked": chunked}
+
+
+def slide_attention(
+    inputs: list[Tensor],
+    kernel: Tensor,
+    bias: Tensor | None,
+    position_bias: Tensor | None,
+    scale: float,
+    implementation: str,
+) -> Tensor:
+    """Slide Attention, forward and backward, as :mod:`slide_mm.ops.forms` computes it.
+
+    Args:
+        inputs: Query, key and value, each (B, H, W, num_heads, head_dim), in any memory layout; or
+            one (B, H, W, 3, num_heads, head_dim) that holds all three, and so will the gradient.
+        kernel: (head_dim, K*K, K, K): the merged kernel.
+        bias: (head_dim, K*K) or None.
+        position_bias: (num_heads, K*K) or None.
+        scale: Factor of the logits.
+        implementation: ``'compiled'`` or ``'chunked'``.
+
+    Returns:
+        (B, H, W, num_heads, head_dim), contiguous.
+    """
+    dtype = inputs[0].dtype
+    kernel = kernel.flatten(2)
+    head_dim, taps = kernel.shape[:2]
+    num_heads = inputs[0].shape[-2]
+    bias = kernel.new_zeros(head_dim, taps) if bias is None else bias
+    position_bias = kernel.new_zeros(num_heads, taps) if position_bias is None else position_bias
+    weights = [weight.to(dtype) for weight in (kernel, bias, position_bias)]
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *weights))
+    return _forward(inputs, *weights, scale, implementation, keep)[0]
+
+
+@torch.library.custom_op("slide_mm::slide_attention", mutates_args=())
+def _forward(
+    inputs: Sequence[Tensor],
+    kernel: Tensor,
+    bias: Tensor,
+    position_bias: Tensor,
+    scale: float,
+    implementation: str,
+    keep_attention: bool,
+) -> tuple[Tensor, Tensor]:
+    query, key, value = _unpack(inputs)
+    attention = query.new_empty(_attention_size(query, kernel) if keep_attention else 0)
+    kept = attention if keep_attention else None
+    run = IMPLEMENTATIONS[implementation].forward
+    with torch.autocast(query.device.type, enabled=False):
+        output = run(query, key, value, kernel, bias, position_bias, scale, kept)
+    return output, attention
+
+
+@_forward.register_fake
+def _(inputs, kernel, bias, position_bias, scale, implementation, keep_attention):
+    query = _unpack(inputs)[0]
+    attention = query.new_empty(_attention_size(query, kernel) if keep_attention else 0)
+    return query.new_empty(query.shape), attention
+
+
+@torch.library.custom_op("slide_mm::slide_attention_backward", mutates_args=())
+def _backward(
+    inputs: Sequence[Tensor],
+    kernel: Tensor,
+    bias: Tensor,
+    position_bias: Tensor,
+    scale: float,
+    implementation: str,
+    attention: Tensor,
+    output_grad: Tensor,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    gradients = [x.new_empty(x.shape) for x in inputs]
+    weights = kernel, bias, position_bias
+    run = IMPLEMENTATIONS[implementation].backward
+    with torch.autocast(output_grad.device.type, enabled=False):
+        weight_gradients = run(
+            *_unpack(inputs), *weights, scale, attention, output_grad, _unpack(gradients)
+        )
+    return gradients, *(g.to(w.dtype) for g, w in zip(weight_gradients, weights, strict=True))
+
+
+@_backward.register_fake
+def _(inputs, kernel, bias, position_bias, scale, implementation, attention, output_grad):
+    gradients = [x.new_empty(x.shape) for x in inputs]
+    return gradients, *(x.new_empty(x.shape) for x in (kernel, bias, position_bias))
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    tensors, *weights, ctx.scale, ctx.implementation, _ = inputs
+    ctx.save_for_backward(*tensors, *weights, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx, output_grad: Tensor, _) -> tuple:
+    *inputs, kernel, bias, position_bias, attention = ctx.saved_tensors
+    options = ctx.scale, ctx.implementation
+    gradients = _backward(inputs, kernel, bias, position_bias, *options, attention, output_grad)
+    return *gradients, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save_for_backward)
+
+
+def _refuse_double_backward(ctx, *_) -> None:
+    raise RuntimeError("Slide Attention has no second derivative here: use backend='tap'")
+
+
+_backward.register_autograd(_refuse_double_backward)
+
+
+def _refuse_vmap(*_) -> None:
+    raise RuntimeError("Slide Attention can't be vmapped here: use backend='tap'")
+
+
+_forward.register_vmap(_refuse_vmap)
+_backward.register_vmap(_refuse_vmap)
+
+
+def _unpack(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    return tensors[0].unbind(3) if len(tensors) == 1 else tensors
+
+
+def _attention_size(query: Tensor, kernel: Tensor) -> int:
+    batch, height, width, num_heads, _ = query.shape
+    return batch * height * width * num_heads * kernel.shape[1]

@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from slide_mm.ops import cpu_kernel, slide_attention, slide_attention_qkvpacked
+
+IMPLEMENTATIONS = [
+    pytest.param(
+        "compiled",
+        marks=pytest.mark.skipif(
+            not cpu_kernel.is_available(), reason=f"no kernel: {cpu_kernel.unavailable_reason()}"
+        ),
+    ),
+    "chunked",
+]
+pytestmark = pytest.mark.parametrize("backend", IMPLEMENTATIONS)
+
+
+def make_inputs(batch=1, height=5, width=6, num_heads=2, head_dim=8):
+    """qkv, kernel, bias and position bias."""
+    torch.manual_seed(0)
+    shapes = (
+        (batch, height, width, 3, num_heads, head_dim),
+        (head_dim, 9, 3, 3),
+        (head_dim, 9),
+        (num_heads, 9),
+    )
+    return [torch.randn(shape, requires_grad=True) for shape in shapes]
+
+
+def forward_and_gradients(function, inputs, backend):
+    output = function(*inputs, backend=backend)
+    weight = torch.linspace(-1, 1, output.numel()).view_as(output)
+    return output, *torch.autograd.grad(output, inputs, weight)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_registered_as_pytorch_expects(backend, packed):
+    qkv, kernel, bias, position_bias = make_inputs()
+    inputs = [qkv] if packed else [x.detach().requires_grad_() for x in qkv.unbind(3)]
+    weights = kernel.flatten(2), bias, position_bias
+    torch.library.opcheck(
+        torch.ops.slide_mm.slide_attention, (inputs, *weights, 0.3, backend, True)
+    )
+
+
+def test_compiles_without_graph_breaks(backend):
+    inputs = make_inputs()
+    compiled = torch.compile(slide_attention_qkvpacked, fullgraph=True, backend="aot_eager")
+    expected = forward_and_gradients(slide_attention_qkvpacked, inputs, backend)
+    assert all(map(torch.equal, forward_and_gradients(compiled, inputs, backend), expected))
+
+
+def test_same_output_without_gradients(backend):
+    inputs = make_inputs()
+    with torch.no_grad():
+        output = slide_attention_qkvpacked(*inputs, backend=backend)
+    assert torch.equal(output, slide_attention_qkvpacked(*inputs, backend=backend))
+
+
+def test_keeps_the_inputs_and_the_attention_weights_alone(backend):
+    inputs = make_inputs(height=24, width=20)
+    kept = {}
+
+    def remember(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        slide_attention_qkvpacked(*inputs, backend=backend)
+    attention = 24 * 20 * 2 * 9
+    assert sum(kept.values()) <= sum(x.numel() for x in inputs) + attention
+
+
+def test_refuses_double_backward(backend):
+    inputs = make_inputs()
+    output = slide_attention_qkvpacked(*inputs, backend=backend)
+    (gradient,) = torch.autograd.grad(output.sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative here: use backend='tap'"):
+        gradient.sum().backward()
+
+
+def test_refuses_vmap(backend):
+    qkv, *weights = (x.detach() for x in make_inputs(batch=3))
+    mapped = torch.vmap(lambda x: slide_attention_qkvpacked(x, *weights, backend=backend))
+    with pytest.raises(RuntimeError, match="can't be vmapped here: use backend='tap'"):
+        mapped(qkv[:, None])
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 4), (2, 4, 0)])
+def test_nothing_in_gives_nothing_out(backend, shape):
+    inputs = make_inputs(*shape)
+    output, *gradients = forward_and_gradients(slide_attention_qkvpacked, inputs, backend)
+    assert output.shape == (*shape, 2, 8)
+    for gradient, tensor in zip(gradients, inputs, strict=True):
+        assert torch.equal(gradient, torch.zeros_like(tensor))
+
+
+def test_memory_layouts_are_free(backend):
+    qkv, *weights = make_inputs()
+    query, key, value = qkv.detach().unbind(3)
+    expected = slide_attention(query, key, value, *weights, backend=backend)
+    channels_first = [
+        x.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2) for x in (query, key, value)
+    ]
+    assert not channels_first[0].is_contiguous()
+    output = slide_attention(*channels_first, *weights, backend=backend)
+    torch.testing.assert_close(output, expected)
