@@ -1,5 +1,7 @@
 """Attention inside shifted windows, from Swin Transformer."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,8 +61,10 @@ class ShiftedWindowAttention(nn.Module):
         """Map tokens (B, H, W, C) to tokens of the same shape."""
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, self.window_size)
-        shifts = [0 if side <= self.window_size else self.shift_size for side in (height, width)]
-        padded_size = x.shape[1:3]
+        shifts = tuple(
+            0 if side <= self.window_size else self.shift_size for side in (height, width)
+        )
+        padded_size = tuple(x.shape[1:3])
         x = x.roll([-shift for shift in shifts], dims=(1, 2)) if any(shifts) else x
         windows = partition_windows(x, self.window_size)
         windows = self.attend(windows, self.attention_bias(padded_size, shifts))
@@ -84,14 +88,18 @@ class ShiftedWindowAttention(nn.Module):
         )
         return x.transpose(1, 2).reshape(batch, num_windows, tokens, channels)
 
-    def attention_bias(self, padded_size: tuple[int, int], shifts: list[int]) -> Tensor:
+    def attention_bias(self, padded_size: tuple[int, int], shifts: tuple[int, int]) -> Tensor:
         """Bias of the logits, (1 or num_windows, num_heads, N, N): relative positions and mask."""
         tokens = self.window_size**2
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(1, tokens, tokens, self.num_heads).permute(0, 3, 1, 2)
         if not any(shifts):
             return bias
-        return bias + shifted_window_mask(padded_size, self.window_size, shifts, bias).unsqueeze(1)
+        # A trace wants the mask's operations, and the cache no traced or fake tensor.
+        plain = type(bias) is Tensor and not torch.jit.is_tracing()
+        make_mask = cached_shifted_window_mask if plain else shifted_window_mask
+        mask = make_mask(padded_size, self.window_size, shifts, bias.dtype, bias.device)
+        return bias + mask.unsqueeze(1)
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
@@ -127,20 +135,29 @@ def merge_windows(windows: Tensor, window_size: int, size: tuple[int, int]) -> T
 
 
 def shifted_window_mask(
-    size: tuple[int, int], window_size: int, shifts: list[int], like: Tensor
+    size: tuple[int, int],
+    window_size: int,
+    shifts: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
     """Mask (num_windows, N, N) that parts tokens which the cyclic shift has brought together.
 
     0 where two tokens were neighbours before the shift and -100 where not, as in the authors' code.
     """
     regions = [
-        _regions(side, window_size, shift, like.device)
-        for side, shift in zip(size, shifts, strict=True)
+        _regions(side, window_size, shift, device) for side, shift in zip(size, shifts, strict=True)
     ]
     region = 3 * regions[0][:, None] + regions[1]
     region = partition_windows(region[None, :, :, None], window_size)[0, :, :, 0]
     apart = region[:, :, None] != region[:, None, :]
-    return torch.zeros_like(apart, dtype=like.dtype).masked_fill(apart, -100.0)
+    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
+
+
+# The blocks of a stage share a mask; so do images of one size.
+cached_shifted_window_mask = functools.lru_cache(maxsize=8)(
+    torch.inference_mode(False)(shifted_window_mask)
+)
 
 
 def _regions(side: int, window_size: int, shift: int, device: torch.device) -> Tensor:

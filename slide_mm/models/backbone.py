@@ -257,7 +257,8 @@ class HierarchicalBackbone(BaseModule):
             raise ValueError(
                 f"input has shape {tuple(x.shape)}: give images as (B, {self.in_channels}, H, W)"
             )
-        x = x.permute(0, 2, 3, 1)
+        # In channels-last memory, so that not even the first convolution leaves a copy to be made.
+        x = x.permute(0, 2, 3, 1).contiguous()
         outputs = []
         for index, stage in enumerate(self.stages):
             x = stage(x, self.with_cp)

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from slide_mm.layers import ShiftedWindowAttention
+from slide_mm.layers.window_attention import cached_shifted_window_mask
 
 
 def dense_reference(layer, x):
@@ -45,3 +47,21 @@ def test_equals_masked_dense_attention(size, shifted):
     torch.nn.init.normal_(layer.relative_position_bias_table)
     x = torch.randn(2, *size, 16, dtype=torch.float64)
     torch.testing.assert_close(layer(x), dense_reference(layer, x), rtol=1e-9, atol=1e-9)
+
+
+def test_masks_are_cached_by_size_and_fake_ones_are_not():
+    cached_shifted_window_mask.cache_clear()
+    layer = ShiftedWindowAttention(8, 1, window_size=4, shifted=True)
+    x = torch.randn(1, 8, 12, 8)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        layer(mode.from_tensor(x))
+    assert cached_shifted_window_mask.cache_info().currsize == 0
+    with torch.inference_mode():
+        expected = layer(x)
+    output = layer(x)
+    output.sum().backward()
+    layer(x[:, :7])
+    layer(x[:, :, :6])
+    torch.testing.assert_close(output, expected)
+    info = cached_shifted_window_mask.cache_info()
+    assert (info.misses, info.hits) == (2, 2)
