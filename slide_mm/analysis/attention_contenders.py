@@ -1,0 +1,221 @@
+"""Local attentions on the same query, key and value, to be compared."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import flex_attention
+
+from slide_mm.analysis.benchmark import backward_of, forward_of
+from slide_mm.layers.downsampling import pad_to_multiple
+from slide_mm.layers.window_attention import (
+    merge_windows,
+    partition_windows,
+    relative_position_index,
+    shifted_window_mask,
+)
+from slide_mm.ops import BACKENDS, cpu_kernel, slide_attention_qkvpacked
+
+KERNEL_SIZE, WINDOW_SIZE = 3, 7
+SLIDE = ("published", *BACKENDS[1:])
+# Attention to the same neighbourhood, without the deformed path.
+FLEX = "flex attention"
+WINDOW = "window attention"
+_FLEX_BLOCK = 128
+
+
+class Shape(NamedTuple):
+    """Size of query, key and value: (B, H, W, num_heads, head_dim)."""
+
+    batch: int
+    height: int
+    width: int
+    num_heads: int
+    head_dim: int
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
+
+
+class Inputs(NamedTuple):
+    """What all contenders compute with.
+
+    Attributes:
+        qkv: (B, H, W, 3, num_heads, head_dim), as a layer's projection makes it.
+        shift: The fixed shifts as depth-wise kernels, (head_dim, K*K, K, K).
+        deformed_kernel: The learned path, of the same shape.
+        bias: Its bias, (head_dim, K*K).
+        position_bias: (num_heads, K*K).
+        window_bias: Window attention's table of relative positions.
+    """
+
+    qkv: Tensor
+    shift: Tensor
+    deformed_kernel: Tensor
+    bias: Tensor
+    position_bias: Tensor
+    window_bias: Tensor
+
+
+def make_inputs(shape: Shape, device: torch.device) -> Inputs:
+    """Random float32 inputs, which need gradients, except for the shifts."""
+    batch, height, width, num_heads, head_dim = shape
+    taps = KERNEL_SIZE**2
+    square = KERNEL_SIZE, KERNEL_SIZE
+    shift = torch.eye(taps, device=device).view(taps, *square).repeat(head_dim, 1, 1, 1)
+    random = partial(torch.randn, device=device)
+    return Inputs(
+        random(batch, height, width, 3, num_heads, head_dim).requires_grad_(),
+        shift,
+        random(head_dim, taps, *square).mul_(0.2).requires_grad_(),
+        random(head_dim, taps).requires_grad_(),
+        random(num_heads, taps).requires_grad_(),
+        random((2 * WINDOW_SIZE - 1) ** 2, num_heads).requires_grad_(),
+    )
+
+
+def list_contenders(device: torch.device) -> list[str]:
+    """Names of all that run on a device."""
+    missing = () if device.type == "cpu" and cpu_kernel.is_available() else ("compiled",)
+    return [WINDOW, *(name for name in SLIDE if name not in missing), FLEX]
+
+
+def has_backward(name: str, device: torch.device) -> bool:
+    """Whether a contender can be trained with; flex attention can't be on a CPU."""
+    return name != FLEX or device.type != "cpu"
+
+
+def make_contender(name: str, inputs: Inputs) -> Callable[[], Tensor]:
+    """A function that computes (B, H, W, num_heads, head_dim) from the inputs.
+
+    What a model would keep between calls, such as masks, is made here.
+    """
+    if name == WINDOW:
+        return _window_attention(inputs)
+    if name == FLEX:
+        return _flex_attention(inputs)
+    if name == "published":
+        return partial(_published_form, inputs)
+    qkv, shift, deformed_kernel, bias, position_bias, _ = inputs
+    return lambda: slide_attention_qkvpacked(
+        qkv, shift + deformed_kernel, bias, position_bias, backend=name
+    )
+
+
+def build_runs(
+    name: str, shape: Shape, device: torch.device
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Forward, and forward and backward, on new inputs; both have run on a small image."""
+    small, real = (
+        make_inputs(size, device) for size in (shape._replace(batch=1, height=8, width=8), shape)
+    )
+    for run in _runs(name, small):
+        run()
+    return _runs(name, real)
+
+
+def _runs(name: str, inputs: Inputs) -> tuple[Callable[[], None], Callable[[], None]]:
+    function = make_contender(name, inputs)
+    trained = [x for x in inputs if x.requires_grad]
+    both = backward_of(function, trained) if has_backward(name, inputs.qkv.device) else lambda: None
+    return forward_of(function), both
+
+
+def _published_form(inputs: Inputs) -> Tensor:
+    """Slide Attention as the paper formulates it: two depth-wise convolutions for key and value.
+
+    Slide-Transformer, CVPR 2023, arXiv 2304.04237, section 4.3, with the learned path beside the
+    fixed shifts and K*K neighbours laid out in memory.
+    """
+    batch, height, width, _, num_heads, head_dim = inputs.qkv.shape
+
+    def neighbours(x: Tensor) -> Tensor:
+        image = x.permute(0, 3, 4, 1, 2).flatten(0, 1)
+        convolve = partial(F.conv2d, image, padding=KERNEL_SIZE // 2, groups=head_dim)
+        fixed = convolve(inputs.shift.flatten(0, 1).unsqueeze(1))
+        learned = convolve(inputs.deformed_kernel.flatten(0, 1).unsqueeze(1), inputs.bias.flatten())
+        return (fixed + learned).view(batch, num_heads, head_dim, -1, height, width)
+
+    query, key, value = inputs.qkv.unbind(3)
+    query = head_dim**-0.5 * query.permute(0, 3, 4, 1, 2).unsqueeze(3)
+    keys = neighbours(key) + inputs.position_bias[:, None, :, None, None]
+    attention = (query * keys).sum(2, keepdim=True).softmax(3)
+    return (attention * neighbours(value)).sum(3).permute(0, 3, 4, 1, 2)
+
+
+def _window_attention(inputs: Inputs) -> Callable[[], Tensor]:
+    """Attention in shifted windows: padding, shift, partition, attention, and all of it undone."""
+    batch, height, width, _, num_heads, head_dim = inputs.qkv.shape
+    index = relative_position_index(WINDOW_SIZE).flatten().to(inputs.qkv.device)
+    size = tuple(side + -side % WINDOW_SIZE for side in (height, width))
+    shifts = 2 * (WINDOW_SIZE // 2,)
+    mask = shifted_window_mask(size, WINDOW_SIZE, shifts, inputs.qkv.dtype, inputs.qkv.device)
+    tokens = WINDOW_SIZE**2
+
+    def attend() -> Tensor:
+        x = pad_to_multiple(inputs.qkv.flatten(3), WINDOW_SIZE)
+        x = partition_windows(x.roll([-shift for shift in shifts], (1, 2)), WINDOW_SIZE)
+        x = x.view(-1, tokens, 3, num_heads, head_dim).permute(2, 0, 3, 1, 4)
+        bias = inputs.window_bias[index].view(tokens, tokens, num_heads).permute(2, 0, 1)
+        bias = (bias + mask.unsqueeze(1)).repeat(batch, 1, 1, 1)
+        x = F.scaled_dot_product_attention(*x, bias).transpose(1, 2)
+        x = merge_windows(x.reshape(batch, -1, tokens, num_heads * head_dim), WINDOW_SIZE, size)
+        x = x.roll(shifts, (1, 2))[:, :height, :width]
+        return x.unflatten(-1, (num_heads, head_dim))
+
+    return attend
+
+
+def _flex_attention(inputs: Inputs) -> Callable[[], Tensor]:
+    """PyTorch's flex attention, compiled, to the K x K neighbours inside the image."""
+    height, width = inputs.qkv.shape[1:3]
+    radius = KERNEL_SIZE // 2
+
+    def is_near(batch, head, query, key):
+        rows, columns = query // width - key // width, query % width - key % width
+        return (rows.abs() <= radius) & (columns.abs() <= radius)
+
+    pixels = height * width
+    first = torch.arange(0, pixels, _FLEX_BLOCK)
+    bands = torch.arange(-radius, radius + 1) * width
+    lowest = (first[:, None] + bands - radius).clamp(0, pixels - 1) // _FLEX_BLOCK
+    highest = (first[:, None] + _FLEX_BLOCK - 1 + bands + radius).clamp(0, pixels - 1)
+    block = torch.arange(math.ceil(pixels / _FLEX_BLOCK))
+    near = (lowest[..., None] <= block) & (block <= highest[..., None] // _FLEX_BLOCK)
+    near = near.any(1).int().to(inputs.qkv.device)
+    block_mask = flex_attention.BlockMask.from_kv_blocks(
+        near.sum(1, dtype=torch.int32)[None, None],
+        near.argsort(dim=1, descending=True, stable=True).int()[None, None],
+        BLOCK_SIZE=_FLEX_BLOCK,
+        mask_mod=is_near,
+        seq_lengths=(pixels, pixels),
+    )
+    attend = torch.compile(flex_attention.flex_attention, dynamic=False)
+
+    def run() -> Tensor:
+        query, key, value = inputs.qkv.flatten(1, 2).permute(2, 0, 3, 1, 4)
+        out = attend(query, key, value, block_mask=block_mask)
+        return out.transpose(1, 2).unflatten(1, (height, width))
+
+    return run
+
+
+def parse_shape(text: str, named: dict[str, Shape]) -> Shape:
+    """Look a shape up by name, or read it as in 1x200x320x3x32.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if text in named:
+        return named[text]
+    sides: list[Any] = text.split("x")
+    if len(sides) != 5 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        known = ", ".join(named)
+        raise ValueError(
+            f"shape {text!r}: give one of {known}, or BxHxWxHEADSxHEAD_DIM like 1x200x320x3x32"
+        )
+    return Shape(*map(int, sides))

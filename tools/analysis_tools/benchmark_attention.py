@@ -1,0 +1,63 @@
+"""Compare Slide Attention's forms with each other and with window attention, in time and memory."""
+
+import argparse
+
+from slide_mm.analysis.attention_benchmark import (
+    SHAPES,
+    benchmark_attention,
+    format_attention,
+    plot_attention,
+)
+from slide_mm.analysis.attention_contenders import Shape, parse_shape
+from slide_mm.engine import (
+    ConfigError,
+    add_benchmark_options,
+    exit_on_user_error,
+    run_benchmark,
+)
+
+EXAMPLE = """example:
+  python tools/analysis_tools/benchmark_attention.py --shapes A 2x64x64x4x32 --threads 2
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shapes = ", ".join(f"{name} is {shape}" for name, shape in SHAPES.items())
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        default=list(SHAPES),
+        metavar="SHAPE",
+        help=f"BxHxWxHEADSxHEAD_DIM of query, key and value, or a name: {shapes} (default: all)",
+    )
+    parser.add_argument(
+        "--scaling", action="store_true", help="also measure images from 512 x 512 to 2048 x 2048"
+    )
+    add_benchmark_options(parser, "attention")
+    return parser.parse_args()
+
+
+def read_shapes(texts: list[str]) -> dict[str, Shape]:
+    try:
+        return {text: parse_shape(text, SHAPES) for text in texts}
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def main() -> None:
+    args = parse_args()
+    with exit_on_user_error():
+        shapes = read_shapes(args.shapes)
+        run_benchmark(
+            args,
+            lambda device: benchmark_attention(shapes, args.rounds, device, args.scaling),
+            format_attention,
+            plot_attention,
+        )
+
+
+if __name__ == "__main__":
+    main()
