@@ -3,11 +3,14 @@
 Two implementations: ``compiled`` for a CPU, and ``chunked`` for any device.
 """
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from slide_mm.ops import chunked, cpu_kernel
 
@@ -129,6 +132,23 @@ def _refuse_vmap(*_) -> None:
 
 _forward.register_vmap(_refuse_vmap)
 _backward.register_vmap(_refuse_vmap)
+
+
+@register_flop_formula(torch.ops.slide_mm.slide_attention)
+def _forward_flops(shapes: Sequence[torch.Size], kernel_shape: torch.Size, *_: Any, **__: Any):
+    return 2 * _count_side(shapes, kernel_shape)
+
+
+@register_flop_formula(torch.ops.slide_mm.slide_attention_backward)
+def _backward_flops(shapes: Sequence[torch.Size], kernel_shape: torch.Size, *_: Any, **__: Any):
+    return 5 * _count_side(shapes, kernel_shape)
+
+
+def _count_side(shapes: Sequence[torch.Size], kernel_shape: torch.Size) -> int:
+    """Operations, two a multiply-add, for the products with K*K neighbours and their mixing."""
+    elements = math.prod(shapes[0]) // (3 if len(shapes) == 1 else 1)
+    taps = kernel_shape[1]
+    return 2 * elements * (taps + taps**2)
 
 
 def _unpack(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from slide_mm.ops import cpu_kernel, slide_attention, slide_attention_qkvpacked
 
@@ -84,6 +85,22 @@ def test_refuses_vmap(backend):
     mapped = torch.vmap(lambda x: slide_attention_qkvpacked(x, *weights, backend=backend))
     with pytest.raises(RuntimeError, match="can't be vmapped here: use backend='tap'"):
         mapped(qkv[:, None])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_pytorch_counts_its_operations(backend, packed):
+    qkv, *weights = make_inputs()
+    with FlopCounterMode(display=False) as counter:
+        if packed:
+            output = slide_attention_qkvpacked(qkv, *weights, backend=backend)
+        else:
+            output = slide_attention(*qkv.unbind(3), *weights, backend=backend)
+    # For each channel, of key and of value: 9 products with neighbours, mixed to 9 by 81 more.
+    forward = 2 * 2 * qkv[:, :, :, 0].numel() * (9 + 81)
+    assert counter.get_total_flops() == forward
+    with FlopCounterMode(display=False) as counter:
+        output.sum().backward()
+    assert counter.get_total_flops() == 2.5 * forward
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 4), (2, 4, 0)])

@@ -1,6 +1,9 @@
 """Compare Slide Attention's forms with each other and with window attention, in time and memory."""
 
 import argparse
+from typing import Any
+
+import torch
 
 from slide_mm.analysis.attention_benchmark import (
     SHAPES,
@@ -8,7 +11,7 @@ from slide_mm.analysis.attention_benchmark import (
     format_attention,
     plot_attention,
 )
-from slide_mm.analysis.attention_contenders import Shape, parse_shape
+from slide_mm.analysis.attention_contenders import Shape, list_contenders, parse_shape
 from slide_mm.engine import (
     ConfigError,
     add_benchmark_options,
@@ -34,6 +37,9 @@ def parse_args() -> argparse.Namespace:
         help=f"BxHxWxHEADSxHEAD_DIM of query, key and value, or a name: {shapes} (default: all)",
     )
     parser.add_argument(
+        "--contenders", nargs="+", metavar="NAME", help="only these (default: all that run here)"
+    )
+    parser.add_argument(
         "--scaling", action="store_true", help="also measure images from 512 x 512 to 2048 x 2048"
     )
     add_benchmark_options(parser, "attention")
@@ -47,16 +53,24 @@ def read_shapes(texts: list[str]) -> dict[str, Shape]:
         raise ConfigError(str(error)) from error
 
 
+def check_contenders(names: list[str] | None, device: torch.device) -> list[str]:
+    known = list_contenders(device)
+    unknown = sorted(set(names or ()) - set(known))
+    if unknown:
+        raise ConfigError(f"no contender {unknown[0]!r} here: choose from {', '.join(known)}")
+    return names or known
+
+
 def main() -> None:
     args = parse_args()
+
+    def measure(device: torch.device) -> dict[str, Any]:
+        names = check_contenders(args.contenders, device)
+        return benchmark_attention(shapes, names, args.rounds, device, args.scaling)
+
     with exit_on_user_error():
         shapes = read_shapes(args.shapes)
-        run_benchmark(
-            args,
-            lambda device: benchmark_attention(shapes, args.rounds, device, args.scaling),
-            format_attention,
-            plot_attention,
-        )
+        run_benchmark(args, measure, format_attention, plot_attention)
 
 
 if __name__ == "__main__":
