@@ -1,5 +1,5 @@
-_base_ = "../_base_/recipes/fpn_8xb4-40k_ade20k-512x512.py"
-model = dict(
-    backbone=dict(type="SlidePVT", arch="tiny"),
-    neck=dict(in_channels=[64, 128, 320, 512]),
-)
+_base_ = [
+    "../_base_/recipes/fpn_8xb4-40k_ade20k-512x512.py",
+    "../_base_/backbones/slide_pvt.py",
+]
+model = dict(backbone=_base_.backbone, neck=dict(in_channels=_base_.embed_dims))

@@ -1,2 +1,5 @@
-_base_ = ["mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py", "../_base_/slide_mm.py"]
-model = dict(backbone=dict(_delete_=True, type="SlideSwin", arch="tiny", drop_path_rate=0.2))
+_base_ = [
+    "../_base_/recipes/mask-rcnn_fpn_ms-crop-3x_coco.py",
+    "../_base_/backbones/slide_swin.py",
+]
+model = dict(backbone=_base_.backbone, neck=dict(in_channels=_base_.embed_dims))

@@ -1,6 +1,9 @@
-_base_ = "../_base_/recipes/upernet_8xb2-160k_ade20k-512x512.py"
+_base_ = [
+    "../_base_/recipes/upernet_8xb2-160k_ade20k-512x512.py",
+    "../_base_/backbones/slide_swin.py",
+]
 model = dict(
-    backbone=dict(type="SlideSwin", arch="tiny", drop_path_rate=0.3),
-    decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384),
+    backbone=_base_.backbone,
+    decode_head=dict(in_channels=_base_.embed_dims),
+    auxiliary_head=dict(in_channels=_base_.embed_dims[2]),
 )

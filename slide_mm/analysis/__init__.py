@@ -1,6 +1,32 @@
-"""What the tools show: curves and pictures."""
+"""What the tools show: curves, pictures, counts and tables."""
 
+from slide_mm.analysis.complexity import Complexity, count_complexity, count_flops
 from slide_mm.analysis.logs import plot_run, read_scalars
 from slide_mm.analysis.pictures import tile_pictures
+from slide_mm.analysis.tables import (
+    TABLES,
+    Row,
+    count_row,
+    fill_in_readme,
+    format_comparison,
+    group_by_readme,
+    list_configs,
+    read_paper,
+)
 
-__all__ = ["plot_run", "read_scalars", "tile_pictures"]
+__all__ = [
+    "TABLES",
+    "Complexity",
+    "Row",
+    "count_complexity",
+    "count_flops",
+    "count_row",
+    "fill_in_readme",
+    "format_comparison",
+    "group_by_readme",
+    "list_configs",
+    "plot_run",
+    "read_paper",
+    "read_scalars",
+    "tile_pictures",
+]

@@ -149,7 +149,7 @@ class HierarchicalBackbone(BaseModule):
     def build_stage(self, index: int) -> Stage:
         """Put the parts of one stage together."""
         depths = self.arch["depths"]
-        drop_paths = torch.linspace(0, self.drop_path_rate, sum(depths)).tolist()
+        drop_paths = torch.linspace(0, self.drop_path_rate, sum(depths), device="cpu").tolist()
         first = sum(depths[:index])
         blocks = [
             Block(

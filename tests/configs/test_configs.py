@@ -1,14 +1,27 @@
+import ast
+import types
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 
+from slide_mm.engine import ConfigError, train
+
 CONFIGS = Path(__file__).parents[2] / "configs"
-LEAVES = sorted(path for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts)
+FILES = sorted(CONFIGS.rglob("*.py"))
+LEAVES = [path for path in FILES if "_base_" not in path.parts]
+
+
+def mark_large_as_slow(path):
+    """The name says the arch: -t-, -tiny, -b0."""
+    names = path.stem.replace("_", "-").split("-")
+    small = not {"t", "tiny", "b0"}.isdisjoint(names)
+    return pytest.param(path, id=path.stem, marks=() if small else pytest.mark.slow)
 
 
 def detection_batch():
@@ -29,8 +42,8 @@ def segmentation_batch():
     return {"inputs": [torch.randint(0, 255, (3, 64, 96))] * 2, "data_samples": samples}
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=lambda path: path.stem)
-def test_config_builds_and_its_loss_has_gradients(path):
+@pytest.mark.parametrize("path", map(mark_large_as_slow, LEAVES))
+def test_model_builds_and_learns_from_a_step(path):
     config = Config.fromfile(path)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         if config.default_scope == "mmdet":
@@ -39,8 +52,78 @@ def test_config_builds_and_its_loss_has_gradients(path):
             batch = segmentation_batch()
             config.model.data_preprocessor.size = (64, 96)
         model = revert_sync_batchnorm(MODELS.build(config.model)).train()
-        losses = model(**model.data_preprocessor(batch, True), mode="loss")
-        loss, _ = model.parse_losses(losses)
-        loss.backward()
-    assert torch.isfinite(loss)
-    assert all(p.grad is not None for p in model.backbone.parameters() if p.requires_grad)
+        optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
+        before = {name: p.detach().clone() for name, p in model.backbone.named_parameters()}
+        losses = model.train_step(batch, optim_wrapper)
+    assert torch.isfinite(losses["loss"])
+    same = [name for name, p in model.backbone.named_parameters() if p.equal(before[name])]
+    assert not same
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda path: path.stem)
+def test_training_starts_and_looks_for_its_data(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    missing = r"^train_dataloader\.dataset\.data_root is data/\S+, which does not exist"
+    with pytest.raises(ConfigError, match=missing):
+        train(str(path))
+    assert not any(tmp_path.iterdir())
+
+
+def split_from_base(path, tmp_path):
+    """What a config says itself, and what it inherits."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    (statement,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "_base_"
+    )
+    names = ast.literal_eval(statement.value)
+    names = [names] if isinstance(names, str) else names
+    names = [name if "::" in name else str((path.parent / name).resolve()) for name in names]
+    (tmp_path / "base.py").write_text(f"_base_ = {names}")
+    base = Config.fromfile(tmp_path / "base.py")
+    tree.body.remove(statement)
+    own = {"_base_": base}
+    exec(compile(tree, path, "exec"), own)
+    own = {name: value for name, value in own.items() if not name.startswith("_")}
+    assert not any(isinstance(value, types.ModuleType) for value in own.values())
+    return own, base.to_dict()
+
+
+def find_repeated(own, base, key=""):
+    """Keys whose value the base has already."""
+    for name, value in own.items():
+        if name not in base:
+            continue
+        if isinstance(value, dict) and isinstance(base[name], dict) and "_delete_" not in value:
+            yield from find_repeated(value, base[name], f"{key}{name}.")
+        elif value == base[name] or (
+            isinstance(value, dict)
+            and {**value, "_delete_": True} == {**base[name], "_delete_": True}
+        ):
+            yield key + name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if "\n_base_ = " in "\n" + path.read_text(encoding="utf-8")],
+    ids=lambda path: path.stem,
+)
+def test_config_repeats_nothing_that_its_base_says(path, tmp_path):
+    own, base = split_from_base(path, tmp_path)
+    assert not list(find_repeated(own, base))
+
+
+def test_baselines_differ_by_their_stages_alone():
+    """A file without `slide-` in its name has a partner with it."""
+    baselines = [path for path in LEAVES if "slide-" not in path.stem]
+    assert len(baselines) == 13
+    for path in baselines:
+        (partner,) = (
+            other
+            for other in LEAVES
+            if other != path and other.stem.replace("slide-", "") == path.stem
+        )
+        baseline, slide = Config.fromfile(path), Config.fromfile(partner)
+        assert baseline.model.backbone.pop("slide_stages") == ()
+        assert baseline.to_dict() == slide.to_dict()

@@ -6,4 +6,5 @@ _base_ = [
     "mmdet::_base_/default_runtime.py",
     "../slide_mm.py",
 ]
+model = dict(backbone=dict(_delete_=True))
 optim_wrapper = dict(optimizer=dict(_delete_=True, type="AdamW", lr=2e-4, weight_decay=1e-4))

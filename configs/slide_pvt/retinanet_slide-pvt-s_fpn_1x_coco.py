@@ -1,0 +1,2 @@
+_base_ = "./retinanet_slide-pvt-t_fpn_1x_coco.py"
+model = dict(backbone=dict(arch="small"))

@@ -1,0 +1,5 @@
+_base_ = [
+    "../_base_/recipes/retinanet_fpn_adamw-1x_coco.py",
+    "../_base_/backbones/slide_pvt_v2.py",
+]
+model = dict(backbone=_base_.backbone, neck=dict(in_channels=_base_.embed_dims))

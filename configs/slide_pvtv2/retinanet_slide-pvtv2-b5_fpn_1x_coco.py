@@ -1,0 +1,2 @@
+_base_ = "./retinanet_slide-pvtv2-b1_fpn_1x_coco.py"
+model = dict(backbone=dict(arch="b5"))

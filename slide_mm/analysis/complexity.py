@@ -1,0 +1,124 @@
+"""Counting operations and parameters."""
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+aten = torch.ops.aten
+
+# What MMDetection 2 took for proposals when it counted, and the papers with it.
+NUM_BOX_ROIS, NUM_MASK_ROIS = 1000, 100
+
+
+class Complexity(NamedTuple):
+    """Size of a model.
+
+    Attributes:
+        flops: Multiply-adds for one image.
+        params: Parameters, frozen ones included.
+    """
+
+    flops: int
+    params: int
+
+
+def _per_element(inputs: int = 0, outputs: int = 0) -> Callable[..., int]:
+    """Formula for an operation of so many multiply-adds an element of its input and output."""
+
+    def formula(shape, *args: Any, out_shape=None, **kwargs: Any) -> int:
+        # Operations with several outputs come with the shapes of all.
+        return 2 * (inputs * prod(shape) + (outputs * prod(out_shape) if outputs else 0))
+
+    return formula
+
+
+# Multiply-adds an element as MMEngine's analysis counts them.
+_FORMULAS = {
+    aten.native_layer_norm: _per_element(inputs=5),
+    aten.native_group_norm: _per_element(inputs=5),
+    aten.native_batch_norm: _per_element(inputs=2),
+    aten._native_batch_norm_legit_no_training: _per_element(inputs=2),
+    aten._adaptive_avg_pool2d: _per_element(inputs=1),
+    aten.upsample_nearest2d: _per_element(outputs=1),
+    aten.upsample_bilinear2d: _per_element(outputs=4),
+}
+
+
+@torch.no_grad()
+def count_flops(function: Callable[[], Any]) -> int:
+    """Count the multiply-adds of a call, by the conventions of MMEngine's analysis.
+
+    Matrix products, convolutions and attention products count in full, norms 5 (batch norms 2),
+    average pooling 1 and bilinear resizing 4 an element; activations, softmax and sums don't. Other
+    than MMEngine's tracing, this works on tensors without memory, and sees what
+    ``scaled_dot_product_attention`` does. Slide Attention runs by taps there, whose products are
+    those of its published form: for each pixel 2 K^4 C to shift keys and values by a depth-wise
+    convolution with K^2 outputs a channel, and 2 K^2 C to attend.
+
+    Args:
+        function: Runs a model on tensors of the device ``meta``.
+    """
+    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+        function()
+    return counter.get_total_flops() // 2  # PyTorch counts a multiply-add twice.
+
+
+def build_on_meta(model: ConfigDict, scope: str | None = None) -> nn.Module:
+    """Build a model whose parameters have shapes, but take no memory and no time to initialise.
+
+    Args:
+        model: Its config.
+        scope: Registry in which its types are looked up first. Default: MMEngine's own.
+    """
+    with DefaultScope.overwrite_default_scope(scope), torch.device("meta"):
+        return MODELS.build(model)
+
+
+def count_complexity(model: nn.Module, image_size: tuple[int, int]) -> Complexity:
+    """Count a detector or a segmentor.
+
+    What runs at inference is counted: of detectors the heads too, without the selection of boxes,
+    and with 1000 regions for the box heads and 100 for the mask heads, as MMDetection 2 did it and
+    so the published figures; of segmentors the decode head, and not the auxiliary head, whose
+    parameters count nonetheless.
+
+    Args:
+        model: A model of MMDetection or MMSegmentation, on the device ``meta``.
+        image_size: Height and width of the image, in pixels.
+    """
+    model.eval()
+    image = torch.empty(1, 3, *image_size, device="meta")
+    flops = count_flops(lambda: _run(model, image))
+    return Complexity(flops, sum(parameter.numel() for parameter in model.parameters()))
+
+
+def _run(model: nn.Module, image: torch.Tensor) -> None:
+    if getattr(model, "roi_head", None) is None:
+        model(image, mode="tensor")
+        return
+    features = model.extract_feat(image)
+    model.rpn_head(features)
+    heads = model.roi_head
+    for head, extractor in _pairs(heads.bbox_head, heads.bbox_roi_extractor):
+        head(_regions(image, extractor, NUM_BOX_ROIS))
+    if heads.with_mask:
+        for head, extractor in _pairs(heads.mask_head, heads.mask_roi_extractor):
+            head(_regions(image, extractor, NUM_MASK_ROIS))
+
+
+def _pairs(heads: nn.Module, extractors: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Yield the head of each stage of a cascade, or the only one, with its region extractor."""
+    if isinstance(heads, nn.ModuleList):
+        return zip(heads, extractors, strict=True)
+    return iter([(heads, extractors)])
+
+
+def _regions(image: torch.Tensor, extractor: nn.Module, number: int) -> torch.Tensor:
+    size = extractor.roi_layers[0].output_size
+    return image.new_empty(number, extractor.out_channels, *size)
