@@ -57,9 +57,9 @@ def count_flops(function: Callable[[], Any]) -> int:
     Matrix products, convolutions and attention products count in full, norms 5 (batch norms 2),
     average pooling 1 and bilinear resizing 4 an element; activations, softmax and sums don't. Other
     than MMEngine's tracing, this works on tensors without memory, and sees what
-    ``scaled_dot_product_attention`` does. Slide Attention runs by taps there, whose products are
-    those of its published form: for each pixel 2 K^4 C to shift keys and values by a depth-wise
-    convolution with K^2 outputs a channel, and 2 K^2 C to attend.
+    ``scaled_dot_product_attention`` does. Slide Attention counts what its published form computes:
+    for each pixel 2 K^4 C to shift keys and values by a depth-wise convolution with K^2 outputs a
+    channel, and 2 K^2 C to attend.
 
     Args:
         function: Runs a model on tensors of the device ``meta``.

@@ -17,6 +17,7 @@ from slide_mm.analysis.complexity import (
     count_complexity,
     count_flops,
 )
+from slide_mm.analysis.markdown import format_table
 
 
 class Table(NamedTuple):
@@ -136,7 +137,7 @@ def format_comparison(table: str, rows: Sequence[Row]) -> str:
         A table in Markdown.
     """
     lines = [[row.name, *_compare(table, row)] for row in rows]
-    return _format_table(["", *COMPARISON], lines)
+    return format_table(["", *COMPARISON], lines)
 
 
 def format_readme_table(table: str, rows: Sequence[Row]) -> str:
@@ -155,7 +156,7 @@ def format_readme_table(table: str, rows: Sequence[Row]) -> str:
         accuracies = [str(row.paper.get(column, "")) for column in TABLES[table].accuracies]
         name = [row.name] if table == "imagenet" else link
         lines.append([*name, *_compare(table, row), *accuracies, *[""] * len(trained)])
-    text = _format_table([*names, *COMPARISON, *published, *trained], lines)
+    text = format_table([*names, *COMPARISON, *published, *trained], lines)
     notes = read_paper()["imagenet_notes"] if table == "imagenet" else {}
     bullets = [f"- {notes[row.name]}" for row in rows if row.name in notes]
     return "\n".join([text, *([""] if bullets else []), *bullets])
@@ -199,14 +200,3 @@ def _compare(table: str, row: Row) -> list[str]:
 
 def _signed(number: float, digits: int) -> str:
     return f"{round(number, digits) + 0.0:+.{digits}f}"  # No -0.0.
-
-
-def _format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    columns = zip(header, *lines, strict=True)
-    widths = [max(3, *(len(cell) for cell in column)) for column in columns]
-    rule = ["-" * width for width in widths]
-    padded = (
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in (header, rule, *lines)
-    )
-    return "\n".join(f"| {line} |" for line in padded)
