@@ -27,9 +27,9 @@ def test_config_examples_work_in_a_foreign_project(example, tmp_path):
 
 
 def test_every_path_named_exists():
-    configs = re.findall(r"`((?:slide_\w+|demo)/\S+\.py)`", README)
+    paths = re.findall(r"(?:configs|docs|projects|tools)/[\w./-]+\.(?:md|py|sh)", README)
     links = re.findall(r"\]\(([^):]+)\)", README)
-    assert configs
+    assert paths
     assert links
-    for name in [f"configs/{config}" for config in configs] + links:
+    for name in paths + links:
         assert (ROOT / name).exists(), name

@@ -14,7 +14,7 @@ model = dict(
         in_channels=[64, 64, 64, 64],
         channels=64,
         num_classes=11,
-        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_cfg=dict(type="BN"),
         loss_decode=dict(class_weight=[0.3] + [1.0] * 10),
     ),
 )

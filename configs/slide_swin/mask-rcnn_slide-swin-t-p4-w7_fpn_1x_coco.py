@@ -2,4 +2,4 @@ _base_ = [
     "../_base_/recipes/mask-rcnn_fpn_swin-1x_coco.py",
     "../_base_/backbones/slide_swin.py",
 ]
-model = dict(backbone=_base_.backbone, neck=dict(in_channels=_base_.embed_dims))
+model = dict(backbone=_base_.backbone)

@@ -2,6 +2,7 @@
 
 from slide_mm.analysis.complexity import Complexity, count_complexity, count_flops
 from slide_mm.analysis.logs import plot_run, read_scalars
+from slide_mm.analysis.model_index import fill_in_metafile, group_by_metafile
 from slide_mm.analysis.pictures import tile_pictures
 from slide_mm.analysis.tables import (
     TABLES,
@@ -21,8 +22,10 @@ __all__ = [
     "count_complexity",
     "count_flops",
     "count_row",
+    "fill_in_metafile",
     "fill_in_readme",
     "format_comparison",
+    "group_by_metafile",
     "group_by_readme",
     "list_configs",
     "plot_run",

@@ -40,6 +40,7 @@ FAMILIES: dict[str, dict[str, Callable[[tuple[int, int]], nn.Module]]] = {
         "timm's Swin-T": _timm_swin,
         "Swin-T, slide_stages=()": partial(_any_size, SlideSwin, slide_stages=()),
         "Slide-Swin-T": partial(_any_size, SlideSwin),
+        "Slide-Swin-T, with_cp=True": partial(_any_size, SlideSwin, with_cp=True),
     },
     "pvt": {
         "MMDetection's PVT-T": partial(
@@ -47,6 +48,7 @@ FAMILIES: dict[str, dict[str, Callable[[tuple[int, int]], nn.Module]]] = {
         ),
         "PVT-T, slide_stages=()": partial(_any_size, SlidePVT, slide_stages=()),
         "Slide-PVT-T": partial(_any_size, SlidePVT),
+        "Slide-PVT-T, with_cp=True": partial(_any_size, SlidePVT, with_cp=True),
     },
     "pvtv2": {
         "timm's PVTv2-B2": partial(_timm, "pvt_v2_b2"),

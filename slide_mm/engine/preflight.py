@@ -38,9 +38,8 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
             exist.
     """
     for split in splits:
-        loader = cfg.get(f"{split}_dataloader") or {}
-        for key, dataset in _iter_datasets(loader.get("dataset"), f"{split}_dataloader.dataset"):
-            for name, path in _dataset_paths(dataset):
+        for key, dataset in iter_datasets(cfg, split):
+            for name, path in dataset_paths(dataset):
                 _require_path(path, f"{key}.{name}", f"{key}.data_root")
         for metric in iter_evaluators(cfg.get(f"{split}_evaluator")):
             if metric.get("ann_file"):
@@ -167,21 +166,28 @@ def _recent_checkpoints(work_dir: Path) -> list[Path]:
     return first + [path for path in others if path not in first]
 
 
-def _iter_datasets(dataset: Any, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Yield the datasets inside wrappers, each with its dotted key in the config."""
+def iter_datasets(cfg: Config, split: str) -> Iterator[tuple[str, ConfigDict]]:
+    """Yield the datasets of a split, those inside wrappers, each with its dotted key."""
+    loader = cfg.get(f"{split}_dataloader") or {}
+    return _unwrap(loader.get("dataset"), f"{split}_dataloader.dataset")
+
+
+def _unwrap(dataset: Any, key: str) -> Iterator[tuple[str, ConfigDict]]:
     if not isinstance(dataset, dict):
         return
     if "dataset" in dataset:
-        yield from _iter_datasets(dataset.dataset, f"{key}.dataset")
+        yield from _unwrap(dataset.dataset, f"{key}.dataset")
     elif "datasets" in dataset:
         for index, part in enumerate(dataset.datasets):
-            yield from _iter_datasets(part, f"{key}.datasets.{index}")
-    elif (dataset.get("backend_args") or {}).get("backend", "local") == "local":
+            yield from _unwrap(part, f"{key}.datasets.{index}")
+    else:
         yield key, dataset
 
 
-def _dataset_paths(dataset: ConfigDict) -> Iterator[tuple[str, str]]:
-    """Yield a dataset's paths as MMEngine joins them, each with its key."""
+def dataset_paths(dataset: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yield a dataset's local paths as MMEngine joins them, each with its key."""
+    if (dataset.get("backend_args") or {}).get("backend", "local") != "local":
+        return
     root = dataset.get("data_root") or ""
     if root:
         yield "data_root", root
@@ -193,14 +199,27 @@ def _dataset_paths(dataset: ConfigDict) -> Iterator[tuple[str, str]]:
             yield name, os.path.join(root, path)
 
 
-def _require_path(path: str, key: str, option: str) -> None:
+def missing_path(path: str, key: str, option: str) -> str | None:
+    """Say that a path doesn't exist and what to do, or return None.
+
+    Args:
+        path: The path; nothing is said of remote ones.
+        key: Where the config names it; begins with the split.
+        option: What to set to name another place.
+    """
     if not _is_local(path) or os.path.exists(path):
-        return
+        return None
     below = "" if os.path.isabs(path) else f" below {os.getcwd()}"
-    raise ConfigError(
-        f"{key} is {path}, which does not exist{below}: put the dataset there, or say where it is "
-        f"with --cfg-options {option}=PATH"
+    return (
+        f"{key} is {path}, which does not exist{below}: put the dataset there, as docs/data.md "
+        f"tells, or say where it is with --cfg-options {option}=PATH"
     )
+
+
+def _require_path(path: str, key: str, option: str) -> None:
+    message = missing_path(path, key, option)
+    if message:
+        raise ConfigError(message)
 
 
 def _is_local(path: str | None) -> bool:

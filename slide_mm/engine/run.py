@@ -17,6 +17,7 @@ from slide_mm.engine.config import (
     write_predictions,
 )
 from slide_mm.engine.distributed import check_launcher, leave_process_group, prepare_for_cpu
+from slide_mm.engine.loading import pass_over_broken_files
 from slide_mm.engine.preflight import check_checkpoint, check_data, check_model, set_resume
 
 
@@ -65,6 +66,7 @@ def train(
     check_checkpoint(cfg, model, whole=cfg.get("resume", False))
     del model
 
+    pass_over_broken_files(cfg)
     adapt_amp_to_device(cfg)
     prepare_for_cpu(cfg)
     RUNNERS.build(cfg).train()

@@ -12,5 +12,9 @@ _read = functools.cache(Config.fromfile)
 def read_each_config_once():
     """For each `mmdet::` MMEngine reads the whole of MMDetection's model index."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, "fromfile", lambda path: copy.deepcopy(_read(Path(path))))
+        patch.setattr(
+            Config,
+            "fromfile",
+            lambda path, **options: copy.deepcopy(_read(Path(path), **options)),
+        )
         yield

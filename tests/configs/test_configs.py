@@ -42,7 +42,7 @@ def segmentation_batch():
     return {"inputs": [torch.randint(0, 255, (3, 64, 96))] * 2, "data_samples": samples}
 
 
-@pytest.mark.parametrize("path", map(mark_large_as_slow, LEAVES))
+@pytest.mark.parametrize("path", [mark_large_as_slow(path) for path in LEAVES])
 def test_model_builds_and_learns_from_a_step(path):
     config = Config.fromfile(path)
     with DefaultScope.overwrite_default_scope(config.default_scope):
@@ -51,6 +51,7 @@ def test_model_builds_and_learns_from_a_step(path):
         else:
             batch = segmentation_batch()
             config.model.data_preprocessor.size = (64, 96)
+        config.model.backbone.drop_path_rate = 0.0  # It may drop a block for the whole batch.
         model = revert_sync_batchnorm(MODELS.build(config.model)).train()
         optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
         before = {name: p.detach().clone() for name, p in model.backbone.named_parameters()}
@@ -81,7 +82,8 @@ def split_from_base(path, tmp_path):
     names = [names] if isinstance(names, str) else names
     names = [name if "::" in name else str((path.parent / name).resolve()) for name in names]
     (tmp_path / "base.py").write_text(f"_base_ = {names}")
-    base = Config.fromfile(tmp_path / "base.py")
+    # What a base imports, such as MMPretrain, the config may do without.
+    base = Config.fromfile(tmp_path / "base.py", import_custom_modules=False)
     tree.body.remove(statement)
     own = {"_base_": base}
     exec(compile(tree, path, "exec"), own)

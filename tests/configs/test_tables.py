@@ -1,11 +1,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from slide_mm.analysis import (
     TABLES,
     count_row,
+    fill_in_metafile,
     fill_in_readme,
+    group_by_metafile,
     group_by_readme,
     list_configs,
     read_paper,
@@ -90,3 +93,19 @@ def test_tables_in_the_readmes_are_fresh(tables):
             assert fill_in_readme(text, table, group) == text, (
                 f"{readme} is stale: run python tools/analysis_tools/reproduce_tables.py"
             )
+
+
+def test_model_index_is_fresh_and_lists_every_config(tables):
+    index = yaml.safe_load((CONFIGS.parent / "model-index.yml").read_text(encoding="utf-8"))
+    groups = group_by_metafile(tables, CONFIGS)
+    assert {CONFIGS.parent / path for path in index["Import"]} == set(groups)
+    names = []
+    for metafile, models in groups.items():
+        text = metafile.read_text(encoding="utf-8")
+        assert fill_in_metafile(text, models) == text, (
+            f"{metafile} is stale: run python tools/analysis_tools/reproduce_tables.py"
+        )
+        names += [model["Config"] for model in yaml.safe_load(text)["Models"]]
+    assert sorted(names) == sorted(
+        str(path.relative_to(CONFIGS.parent)) for path in CONFIGS.glob("slide_*/*.py")
+    )

@@ -1,6 +1,6 @@
 """Count every row of the paper's tables, and every config, and compare with the published figures.
 
-The tables in configs/*/README.md are written anew.
+The tables in configs/*/README.md are written anew, and the models in configs/*/metafile.yml.
 """
 
 import argparse
@@ -13,8 +13,10 @@ from slide_mm.analysis import (
     TABLES,
     Row,
     count_row,
+    fill_in_metafile,
     fill_in_readme,
     format_comparison,
+    group_by_metafile,
     group_by_readme,
     list_configs,
 )
@@ -52,6 +54,10 @@ def main() -> None:
         for readme, group in group_by_readme(rows, CONFIGS).items():
             text = readme.read_text(encoding="utf-8")
             readme.write_text(fill_in_readme(text, table, group), encoding="utf-8")
+    if not args.table:
+        for metafile, models in group_by_metafile(tables, CONFIGS).items():
+            text = metafile.read_text(encoding="utf-8")
+            metafile.write_text(fill_in_metafile(text, models), encoding="utf-8")
     if args.json:
         counts = {table: [to_dict(row) for row in rows] for table, rows in tables.items()}
         args.json.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ _base_ = [
     "mmdet::_base_/datasets/coco_detection.py",
     "mmdet::_base_/schedules/schedule_1x.py",
     "mmdet::_base_/default_runtime.py",
+    "../datasets/coco_tta.py",
     "../slide_mm.py",
 ]
 model = dict(backbone=dict(_delete_=True))

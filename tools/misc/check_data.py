@@ -1,0 +1,49 @@
+"""Read all images and annotations that a config would use, and say what is missing or broken."""
+
+import argparse
+import sys
+
+from mmengine.config import DictAction
+
+from slide_mm.engine import exit_on_user_error, format_data_report, inspect_data
+
+EXAMPLE = """example:
+  python tools/misc/check_data.py configs/slide_pvt/mask-rcnn_slide-pvt-t_fpn_1x_coco.py
+
+The exit code is 0 where all is well, and 1 otherwise.
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override config values, such as train_dataloader.dataset.data_root=/data/coco/",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that read (default: one a core)"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    problems = 0
+    with exit_on_user_error():
+        for report in inspect_data(args.config, args.cfg_options, args.workers):
+            print(format_data_report(report), flush=True)
+            problems += len(report.problems)
+    print(
+        f"problems: {problems}; docs/data.md tells how the data is laid out" if problems else "ok"
+    )
+    return int(problems > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
