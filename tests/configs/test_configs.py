@@ -10,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 
-from slide_mm.engine import ConfigError, train
+from slide_mm.engine import ConfigError, load_config, train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.py"))
@@ -129,3 +129,21 @@ def test_baselines_differ_by_their_stages_alone():
         baseline, slide = Config.fromfile(path), Config.fromfile(partner)
         assert baseline.model.backbone.pop("slide_stages") == ()
         assert baseline.to_dict() == slide.to_dict()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "slide_swin/cascade-mask-rcnn_slide-swin-t-p4-w7_fpn_4conv1fc-giou_ms-crop-3x_coco.py",
+        "slide_pvt/retinanet_slide-pvt-t_fpn_1x_coco.py",
+        "slide_pvt/slide-pvt-tiny_fpn_8xb4-40k_ade20k-512x512.py",
+    ],
+)
+def test_options_of_the_page_on_high_resolution(name):
+    keys = ("test_dataloader.dataset.pipeline.1", "tta_pipeline.1.transforms.0.0")
+    cfg = load_config(CONFIGS / name, {f"{key}.scale": (2000, 1200) for key in keys})
+    page = (CONFIGS.parent / "docs/high_resolution.md").read_text(encoding="utf-8")
+    steps = cfg.test_dataloader.dataset.pipeline[1], cfg.tta_pipeline[1].transforms[0][0]
+    for key, step in zip(keys, steps, strict=True):
+        assert key in page
+        assert step == dict(type="Resize", scale=(2000, 1200), keep_ratio=True)

@@ -1,6 +1,11 @@
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def test_benchmark_of_the_operation(run_tool, tmp_path):
@@ -34,8 +39,11 @@ def test_benchmark_of_the_operation(run_tool, tmp_path):
         (["backbones", "--sizes", "800"], "size '800': give HEIGHTxWIDTH"),
     ],
 )
-def test_wrong_options_give_one_line(run_tool, arguments, message):
-    finished = run_tool(f"analysis_tools/benchmark_{arguments[0]}.py", *arguments[1:])
-    assert finished.returncode == 1
-    assert finished.stderr.startswith(f"error: {message}")
-    assert finished.stderr.count("\n") == 1
+def test_wrong_options_give_one_line(arguments, message, monkeypatch, capsys):
+    tool = TOOLS / f"analysis_tools/benchmark_{arguments[0]}.py"
+    monkeypatch.setattr(sys, "argv", [str(tool), *arguments[1:]])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(tool), run_name="__main__")
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1

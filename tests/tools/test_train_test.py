@@ -109,6 +109,19 @@ def test_tta_mirrors_the_image(detector, segmentor, tmp_path):
     assert mirrored["aAcc"] != plain["aAcc"]
 
 
+def test_tta_of_coco_by_other_sizes(detector, write_config, tmp_path):
+    coco = (TOOLS.parent / "configs/_base_/datasets/coco_tta.py").read_text(encoding="utf-8")
+    sizes = {f"tta_pipeline.1.transforms.0.{i}.scale": (64 + 32 * i, 96) for i in range(3)}
+    metrics = run_test(
+        write_config("mask_rcnn", coco),
+        detector[1],
+        work_dir=str(tmp_path),
+        tta=True,
+        cfg_options=sizes,
+    )
+    assert "coco/bbox_mAP" in metrics
+
+
 def test_config_has_its_own_tta(segmentor, write_config, tmp_path):
     """A pipeline with one unchanged view gives what testing without TTA gives."""
     config = write_config(
