@@ -8,10 +8,11 @@ gradients are (K*K, pixels * num_heads) in a chunk.
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # Bytes of query in a chunk. On a CPU a few of them should fit each thread's L2 cache (measured:
 # docs/performance.md); elsewhere they are large, as every chunk costs dozens of launches.
@@ -40,22 +41,27 @@ def forward(
     """
     output = query.new_empty(query.shape)
     kernel = _by_tap(kernel)
+    scratch = _Scratch(query)
     for chunk in _chunks(query):
-        centre = (scale * query[chunk]).contiguous()
-        buffer = torch.empty_like(centre)
-        logits = bias.t() @ _flat(centre).t()
+        shape = query[chunk].shape
+        centre = torch.mul(query[chunk], scale, out=scratch("centre", shape))
+        product = scratch("product", shape)
+        logits = torch.mm(
+            bias.t(), _flat(centre).t(), out=scratch("logits", _taps_of(kernel, shape))
+        )
         _by_head(logits, position_bias).addcmul_(position_bias.t()[:, None], _channel_sums(centre))
-        for tap, product in _products(centre, _neighbours(key, chunk, kernel), buffer):
+        neighbours = _neighbours(key, chunk, kernel, scratch)
+        for tap, neighbour in enumerate(neighbours):
+            torch.mul(centre, neighbour, out=product)
             logits.addmm_(kernel[tap], _flat(product).t())
         weights = logits.softmax(0, dtype=_accurate(query)).to(query.dtype)
         if attention is not None:
-            _of_chunk(attention, chunk, query, kernel).copy_(
-                weights.unflatten(1, centre.shape[:-1])
-            )
-        mixed = (weights.t() @ bias.t()).view(centre.shape)
-        values = _neighbours(value, chunk, kernel)
-        for tap, coefficient in _coefficients(weights, kernel, buffer):
-            mixed.addcmul_(coefficient, values[tap])
+            _of_chunk(attention, chunk, query, kernel).copy_(weights.unflatten(1, shape[:-1]))
+        mixed = torch.mm(weights.t(), bias.t(), out=_flat(centre)).view(shape)
+        neighbours = _neighbours(value, chunk, kernel, scratch)
+        for tap, neighbour in enumerate(neighbours):
+            torch.mm(weights.t(), kernel[tap], out=_flat(product))
+            mixed.addcmul_(product, neighbour)
         output[chunk] = mixed
     return output
 
@@ -74,39 +80,64 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write the gradients of query, key and value; return those of kernel, bias, position_bias."""
     kernel = _by_tap(kernel)
-    query_grad, *others = gradients
-    key_sum, value_sum, kernel_sum, bias_sum, position_sum = map(
-        _zeros_like, (*others, kernel, bias, position_bias)
-    )
+    query_grad, key_grad, value_grad = gradients
+    kernel_sum, bias_sum, position_sum = map(_zeros_like, (kernel, bias, position_bias))
+    scratch = _Scratch(query)
     for chunk in _chunks(query):
+        shape = query[chunk].shape
+        product = scratch("product", shape)
         weights = _of_chunk(attention, chunk, query, kernel).flatten(1)
-        centre = output_grad[chunk].contiguous()
-        buffer = torch.empty_like(centre)
-        weights_grad = bias.t() @ _flat(centre).t()
+        centre = scratch("centre", shape).copy_(output_grad[chunk])
+        weights_grad = torch.mm(
+            bias.t(), _flat(centre).t(), out=scratch("logits", _taps_of(kernel, shape))
+        )
         bias_sum += (weights @ _flat(centre)).t()
-        for tap, product in _products(centre, _neighbours(value, chunk, kernel), buffer):
-            weights_grad.addmm_(kernel[tap], _flat(product).t())
-            kernel_sum[tap] += weights @ _flat(product)
-        for tap, coefficient in _coefficients(weights, kernel, buffer):
-            _add_to_neighbours(value_sum, chunk, tap, kernel, coefficient, centre)
+        neighbours = _neighbours(value, chunk, kernel, scratch)
+        with _sum_of_neighbours(value_grad, chunk, kernel, scratch) as sums:
+            for tap, (neighbour, total) in enumerate(zip(neighbours, sums, strict=True)):
+                torch.mul(centre, neighbour, out=product)
+                weights_grad.addmm_(kernel[tap], _flat(product).t())
+                kernel_sum[tap] += weights @ _flat(product)
+                torch.mm(weights.t(), kernel[tap], out=_flat(product))
+                total.addcmul_(product, centre)
 
         logits_grad = weights * (weights_grad - (weights * weights_grad).sum(0))
-        centre = (scale * query[chunk]).contiguous()
+        torch.mul(query[chunk], scale, out=centre)
         bias_sum += (logits_grad @ _flat(centre)).t()
         by_head = _by_head(logits_grad, position_bias)
         position_sum += (by_head * _channel_sums(centre)).sum(1).t()
-        keys = _neighbours(key, chunk, kernel)
-        for tap, product in _products(centre, keys, buffer):
-            kernel_sum[tap] += logits_grad @ _flat(product)
-        mixed = (logits_grad.t() @ bias.t()).view(centre.shape)
-        mixed += (by_head * position_bias.t()[:, None]).sum(0).view(*centre.shape[:-1], 1)
-        for tap, coefficient in _coefficients(logits_grad, kernel, buffer):
-            mixed.addcmul_(coefficient, keys[tap])
-            _add_to_neighbours(key_sum, chunk, tap, kernel, coefficient, centre)
+        mixed = torch.mm(logits_grad.t(), bias.t(), out=_flat(scratch("mixed", shape))).view(shape)
+        mixed += (by_head * position_bias.t()[:, None]).sum(0).view(*shape[:-1], 1)
+        neighbours = _neighbours(key, chunk, kernel, scratch)
+        with _sum_of_neighbours(key_grad, chunk, kernel, scratch) as sums:
+            for tap, (neighbour, total) in enumerate(zip(neighbours, sums, strict=True)):
+                torch.mul(centre, neighbour, out=product)
+                kernel_sum[tap] += logits_grad @ _flat(product)
+                torch.mm(logits_grad.t(), kernel[tap], out=_flat(product))
+                mixed.addcmul_(product, neighbour)
+                total.addcmul_(product, centre)
         torch.mul(mixed, scale, out=query_grad[chunk])
-    for gradient, total in zip(others, (key_sum, value_sum), strict=True):
-        gradient.copy_(total)
     return kernel_sum.permute(2, 1, 0).contiguous(), bias_sum, position_sum
+
+
+class _Scratch:
+    """Memory that the chunks use one after the other, for fresh memory is not in the caches.
+
+    Args:
+        like: Has the type and the device.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._memory: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """Give a tensor whose values are those that its name had last, or anything."""
+        size = math.prod(shape)
+        # The first chunk is the largest.
+        if name not in self._memory:
+            self._memory[name] = self._like.new_empty(size, dtype=dtype)
+        return self._memory[name][:size].view(shape)
 
 
 def _chunks(query: Tensor) -> Iterator[_Chunk]:
@@ -122,53 +153,76 @@ def _chunks(query: Tensor) -> Iterator[_Chunk]:
             yield slice(image, image + num_images), slice(row, min(row + num_rows, height))
 
 
-def _neighbours(x: Tensor, chunk: _Chunk, kernel: Tensor) -> list[Tensor]:
+def _neighbours(x: Tensor, chunk: _Chunk, kernel: Tensor, scratch: _Scratch) -> list[Tensor]:
     """x(x + o) for every tap o, views of one padded copy."""
-    images, rows = chunk
-    kernel_size = math.isqrt(len(kernel))
-    radius = kernel_size // 2
-    height, width = x.shape[1:3]
-    top, bottom = max(rows.start - radius, 0), min(rows.stop + radius, height)
-    above, below = top - (rows.start - radius), rows.stop + radius - bottom
-    padded = F.pad(x[images, top:bottom], (0, 0, 0, 0, radius, radius, above, below))
-    num_rows = rows.stop - rows.start
-    return [
-        padded[:, row : row + num_rows, column : column + width]
-        for row in range(kernel_size)
-        for column in range(kernel_size)
-    ]
+    rows = _Rows.around(chunk, x.shape[1], kernel)
+    padded = scratch("padded", rows.padded_shape(x[chunk].shape))
+    padded[:, :, : rows.radius] = 0
+    padded[:, :, padded.shape[2] - rows.radius :] = 0
+    padded[:, : rows.above] = 0
+    padded[:, padded.shape[1] - rows.below :] = 0
+    rows.inside(padded).copy_(x[chunk[0], rows.top : rows.bottom])
+    return rows.shifted(padded)
 
 
-def _products(
-    centre: Tensor, neighbours: list[Tensor], buffer: Tensor
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield centre(x) x(x + o) for every tap o, all in the same buffer."""
-    for tap, neighbour in enumerate(neighbours):
-        yield tap, torch.mul(centre, neighbour, out=buffer)
+@contextmanager
+def _sum_of_neighbours(
+    total: Tensor, chunk: _Chunk, kernel: Tensor, scratch: _Scratch
+) -> Iterator[list[Tensor]]:
+    """Give for every tap o where to add what belongs to x + o, and then add it to the total.
+
+    Chunks come in the order of their rows: those that no chunk has reached hold nothing yet.
+    """
+    rows = _Rows.around(chunk, total.shape[1], kernel)
+    shape = rows.padded_shape(total[chunk].shape)
+    padded = scratch("sum", shape, _accurate(total)).zero_()
+    yield rows.shifted(padded)
+    reached = min(chunk[1].start + rows.radius, total.shape[1]) if chunk[1].start else 0
+    target = total[chunk[0]]
+    inside = rows.inside(padded)
+    target[:, rows.top : reached] += inside[:, : reached - rows.top]
+    target[:, reached : rows.bottom] = inside[:, reached - rows.top :]
 
 
-def _coefficients(maps: Tensor, kernel: Tensor, buffer: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield sum_p W[c, p, o] maps_p(x), which multiplies x(x + o), for every tap o."""
-    for tap, tap_kernel in enumerate(kernel):
-        torch.mm(maps.t(), tap_kernel, out=_flat(buffer))
-        yield tap, buffer
+class _Rows(NamedTuple):
+    """Rows of an image that a chunk's neighbourhoods reach.
 
+    Attributes:
+        top: The first.
+        bottom: Behind the last.
+        above: Rows that they reach above the image.
+        below: Rows that they reach below the image.
+        radius: Half of the neighbourhood's side.
+    """
 
-def _add_to_neighbours(
-    total: Tensor, chunk: _Chunk, tap: int, kernel: Tensor, coefficient: Tensor, centre: Tensor
-) -> None:
-    """Add coefficient(x) centre(x) at x + o, where that lies in the image."""
-    images, rows = chunk
-    height, width = total.shape[1:3]
-    kernel_size = math.isqrt(len(kernel))
-    down, right = (side - kernel_size // 2 for side in divmod(tap, kernel_size))
-    top, bottom = max(rows.start + down, 0), min(rows.stop + down, height)
-    left, end = max(right, 0), min(width + right, width)
-    if top >= bottom or left >= end:
-        return
-    first = rows.start + down
-    here = slice(None), slice(top - first, bottom - first), slice(left - right, end - right)
-    total[images, top:bottom, left:end].addcmul_(coefficient[here], centre[here])
+    top: int
+    bottom: int
+    above: int
+    below: int
+    radius: int
+
+    @classmethod
+    def around(cls, chunk: _Chunk, height: int, kernel: Tensor) -> "_Rows":
+        radius = math.isqrt(len(kernel)) // 2
+        first, end = chunk[1].start - radius, chunk[1].stop + radius
+        top, bottom = max(first, 0), min(end, height)
+        return cls(top, bottom, top - first, end - bottom, radius)
+
+    def padded_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of a chunk with its neighbours."""
+        images, rows, columns, *channels = shape
+        return images, rows + 2 * self.radius, columns + 2 * self.radius, *channels
+
+    def inside(self, padded: Tensor) -> Tensor:
+        """The part of a padded chunk that lies in the image."""
+        height, width = padded.shape[1:3]
+        return padded[:, self.above : height - self.below, self.radius : width - self.radius]
+
+    def shifted(self, padded: Tensor) -> list[Tensor]:
+        """For each tap, the part of a padded chunk that the chunk sees there."""
+        steps = range(2 * self.radius + 1)
+        height, width = (side - 2 * self.radius for side in padded.shape[1:3])
+        return [padded[:, y : y + height, x : x + width] for y in steps for x in steps]
 
 
 def _by_tap(kernel: Tensor) -> Tensor:
@@ -178,6 +232,10 @@ def _by_tap(kernel: Tensor) -> Tensor:
 
 def _by_head(maps: Tensor, position_bias: Tensor) -> Tensor:
     return maps.unflatten(1, (-1, len(position_bias)))
+
+
+def _taps_of(kernel: Tensor, shape: Sequence[int]) -> tuple[int, int]:
+    return len(kernel), math.prod(shape[:-1])
 
 
 def _channel_sums(x: Tensor) -> Tensor:
