@@ -157,10 +157,8 @@ def _neighbours(x: Tensor, chunk: _Chunk, kernel: Tensor, scratch: _Scratch) -> 
     """x(x + o) for every tap o, views of one padded copy."""
     rows = _Rows.around(chunk, x.shape[1], kernel)
     padded = scratch("padded", rows.padded_shape(x[chunk].shape))
-    padded[:, :, : rows.radius] = 0
-    padded[:, :, padded.shape[2] - rows.radius :] = 0
-    padded[:, : rows.above] = 0
-    padded[:, padded.shape[1] - rows.below :] = 0
+    for outside in rows.outside(padded):
+        outside.zero_()
     rows.inside(padded).copy_(x[chunk[0], rows.top : rows.bottom])
     return rows.shifted(padded)
 
@@ -217,6 +215,16 @@ class _Rows(NamedTuple):
         """The part of a padded chunk that lies in the image."""
         height, width = padded.shape[1:3]
         return padded[:, self.above : height - self.below, self.radius : width - self.radius]
+
+    def outside(self, padded: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a padded chunk that do not."""
+        height, width = padded.shape[1:3]
+        return (
+            padded[:, :, : self.radius],
+            padded[:, :, width - self.radius :],
+            padded[:, : self.above],
+            padded[:, height - self.below :],
+        )
 
     def shifted(self, padded: Tensor) -> list[Tensor]:
         """For each tap, the part of a padded chunk that the chunk sees there."""
