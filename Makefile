@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint install clean
+.PHONY: help demo test lint docs install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +18,10 @@ lint: install  ## check format and style
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/ruff check
 
-install:  ## make the environment (done by demo, test and lint too)
+docs: install  ## build the pages of docs/ into build/docs
+	$(VENV)/bin/mkdocs build --strict
+
+install:  ## make the environment (done by the others too)
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "no $(PYTHON): install Python 3.10 to 3.13 or name yours with PYTHON=" >&2; exit 1; }
 	@$(PYTHON) tools/misc/setup_env.py --venv $(VENV)

@@ -252,7 +252,7 @@ def plot_attention(report: Mapping[str, Any], out: str | Path) -> None:
         _draw_bars(axes[1, column], result["contenders"], "mib", "")
         for direction, style in zip(DIRECTIONS, (":", "--"), strict=True):
             axes[0, column].axvline(result["floor"][direction], color="black", linestyle=style)
-        axes[0, column].set_xlabel("ms (median); black lines: what the machine could do at best")
+        axes[0, column].set_xlabel("ms, median (black lines: floors)")
         axes[1, column].set_xlabel("MiB beyond the inputs, at the peak")
     for unused in axes[:2, len(shapes) :].flat:
         unused.set_axis_off()
@@ -285,7 +285,9 @@ def _draw_scaling(row: Any, scaling: Mapping[str, Any]) -> None:
                 exponent = scaling["exponents"][name][f"{direction}_{quantity}"]
                 axes.plot(pixels, values, "o-", label=f"{name}, {title}: exponent {exponent:.2f}")
         axes.set(xscale="log", yscale="log", xlabel="megapixels of the image", ylabel=label)
-        axes.legend(fontsize="small")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.5)  # Room for the legend.
+        axes.legend(fontsize="small", loc="upper left")
         axes.grid(alpha=0.3)
     for unused in row[2:]:
         unused.set_axis_off()
