@@ -116,18 +116,18 @@ def count_row(table: str, config: str, configs: Path) -> Row:
 
 
 def count_classifier(backbone: ConfigDict, image_size: tuple[int, int]) -> Complexity:
-    """Count a backbone whose last features are averaged and classified into ImageNet's 1000 kinds.
+    """Count the classifier of ImageNet's 1000 kinds on a backbone.
 
     Args:
         backbone: Config of the backbone of a detector or segmentor.
         image_size: Height and width of the image, in pixels.
     """
-    model = build_on_meta(ConfigDict(backbone, out_indices=(3,))).eval()
-    classifier = nn.Linear(model.embed_dims[-1], 1000, device="meta")
-    image = torch.empty(1, 3, *image_size, device="meta")
-    flops = count_flops(lambda: classifier(model(image)[0].mean((2, 3))))
-    modules = nn.ModuleList([model, classifier])
-    return Complexity(flops, sum(parameter.numel() for parameter in modules.parameters()))
+    family = MODELS.get(backbone.type)
+    classifier = next(x for x in CLASSIFIERS.values() if issubclass(x, family))
+    with torch.device("meta"):
+        model = classifier(**{key: x for key, x in backbone.items() if key != "type"}).eval()
+        flops = count_flops(lambda: model(torch.empty(1, 3, *image_size)))
+    return Complexity(flops, sum(parameter.numel() for parameter in model.parameters()))
 
 
 def format_comparison(table: str, rows: Sequence[Row]) -> str:
