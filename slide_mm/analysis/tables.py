@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config, ConfigDict
-from torch import nn
 
 from slide_mm.analysis.complexity import (
     Complexity,
@@ -18,6 +17,7 @@ from slide_mm.analysis.complexity import (
     count_flops,
 )
 from slide_mm.analysis.markdown import format_table
+from slide_mm.models import classifiers
 
 
 class Table(NamedTuple):
@@ -122,10 +122,10 @@ def count_classifier(backbone: ConfigDict, image_size: tuple[int, int]) -> Compl
         backbone: Config of the backbone of a detector or segmentor.
         image_size: Height and width of the image, in pixels.
     """
-    family = MODELS.get(backbone.type)
-    classifier = next(x for x in CLASSIFIERS.values() if issubclass(x, family))
+    options = dict(backbone)
+    classifier = getattr(classifiers, f"{options.pop('type')}Classifier")
     with torch.device("meta"):
-        model = classifier(**{key: x for key, x in backbone.items() if key != "type"}).eval()
+        model = classifier(**options).eval()
         flops = count_flops(lambda: model(torch.empty(1, 3, *image_size)))
     return Complexity(flops, sum(parameter.numel() for parameter in model.parameters()))
 

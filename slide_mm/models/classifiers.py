@@ -19,7 +19,6 @@ from slide_mm.models.slide_swin import SlideSwin
 
 # A list, for timm adds the entry points.
 __all__ = [
-    "CLASSIFIERS",
     "Classifier",
     "SlidePVTClassifier",
     "SlidePVTv2Classifier",
@@ -188,14 +187,14 @@ class SlidePVTv2Classifier(Classifier, SlidePVTv2):
     """Slide-PVTv2: average, linear layer; the norm is the last stage's own."""
 
 
-CLASSIFIERS = {
+_FAMILIES = {
     "slide_swin": SlideSwinClassifier,
     "slide_pvt": SlidePVTClassifier,
     "slide_pvt_v2": SlidePVTv2Classifier,
 }
-_ARCHS = {
+_ENTRY_POINTS = {
     f"{prefix}_{arch}": (family, arch)
-    for prefix, family in CLASSIFIERS.items()
+    for prefix, family in _FAMILIES.items()
     for arch in family.arch_zoo
 }
 # timm looks for the name of this variable. There are no pretrained weights yet.
@@ -207,7 +206,7 @@ default_cfgs = generate_default_cfgs(
             "first_conv": "stages.0.downsample.proj",
             "classifier": "head.fc",
         }
-        for name in _ARCHS
+        for name in _ENTRY_POINTS
     }
 )
 
@@ -226,4 +225,6 @@ def _make_entry_point(name: str, family: type[Classifier], arch: str) -> Callabl
     return register_model(entry_point)
 
 
-globals().update({name: _make_entry_point(name, *options) for name, options in _ARCHS.items()})
+globals().update(
+    {name: _make_entry_point(name, *options) for name, options in _ENTRY_POINTS.items()}
+)
