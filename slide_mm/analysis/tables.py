@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config, ConfigDict
-from torch import nn
 
 from slide_mm.analysis.complexity import (
     Complexity,
@@ -18,6 +17,7 @@ from slide_mm.analysis.complexity import (
     count_flops,
 )
 from slide_mm.analysis.markdown import format_table
+from slide_mm.models import classifiers
 
 
 class Table(NamedTuple):
@@ -116,18 +116,18 @@ def count_row(table: str, config: str, configs: Path) -> Row:
 
 
 def count_classifier(backbone: ConfigDict, image_size: tuple[int, int]) -> Complexity:
-    """Count a backbone whose last features are averaged and classified into ImageNet's 1000 kinds.
+    """Count the classifier of ImageNet's 1000 kinds on a backbone.
 
     Args:
         backbone: Config of the backbone of a detector or segmentor.
         image_size: Height and width of the image, in pixels.
     """
-    model = build_on_meta(ConfigDict(backbone, out_indices=(3,))).eval()
-    classifier = nn.Linear(model.embed_dims[-1], 1000, device="meta")
-    image = torch.empty(1, 3, *image_size, device="meta")
-    flops = count_flops(lambda: classifier(model(image)[0].mean((2, 3))))
-    modules = nn.ModuleList([model, classifier])
-    return Complexity(flops, sum(parameter.numel() for parameter in modules.parameters()))
+    options = dict(backbone)
+    classifier = getattr(classifiers, f"{options.pop('type')}Classifier")
+    with torch.device("meta"):
+        model = classifier(**options).eval()
+        flops = count_flops(lambda: model(torch.empty(1, 3, *image_size)))
+    return Complexity(flops, sum(parameter.numel() for parameter in model.parameters()))
 
 
 def format_comparison(table: str, rows: Sequence[Row]) -> str:

@@ -253,18 +253,31 @@ class HierarchicalBackbone(BaseModule):
         Raises:
             ValueError: If ``x`` is not of that shape.
         """
+        tokens = self.forward_stages(x, self.out_indices)
+        return tuple(
+            self.out_norms[str(index)](stage_tokens).permute(0, 3, 1, 2).contiguous()
+            for index, stage_tokens in zip(self.out_indices, tokens, strict=True)
+        )
+
+    def forward_stages(self, x: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """Compute the tokens (B, H', W', C_i) that stages hand on, before the norms of outputs.
+
+        Args:
+            x: See :meth:`forward`.
+            indices: Stages, from 0. Those after the last of them don't run.
+        """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"input has shape {tuple(x.shape)}: give images as (B, {self.in_channels}, H, W)"
             )
         # In channels-last memory, so that not even the first convolution leaves a copy to be made.
         x = x.permute(0, 2, 3, 1).contiguous()
-        outputs = []
-        for index, stage in enumerate(self.stages):
-            x = stage(x, self.with_cp)
-            if index in self.out_indices:
-                outputs.append(self.out_norms[str(index)](x).permute(0, 3, 1, 2).contiguous())
-        return tuple(outputs)
+        tokens = []
+        for index in range(max(indices) + 1):
+            x = self.stages[index](x, self.with_cp)
+            if index in indices:
+                tokens.append(x)
+        return tokens
 
 
 def init_layer(module: nn.Module) -> None:

@@ -1,0 +1,230 @@
+"""Image classifiers on the backbones, as entry points of timm.
+
+Importing the package registers one for every arch: ``timm.create_model('slide_swin_tiny')``,
+``'slide_pvt_small'``, ``'slide_pvt_v2_b2'`` and so on; ``timm.list_models('slide_*')`` lists them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from timm.layers import ClassifierHead
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from slide_mm.models.backbone import NUM_STAGES, HierarchicalBackbone, init_layer
+from slide_mm.models.slide_pvt import SlidePVT
+from slide_mm.models.slide_pvt_v2 import SlidePVTv2
+from slide_mm.models.slide_swin import SlideSwin
+
+# A list, for timm adds the entry points.
+__all__ = [
+    "Classifier",
+    "SlidePVTClassifier",
+    "SlidePVTv2Classifier",
+    "SlideSwinClassifier",
+]
+
+
+class Classifier(HierarchicalBackbone):
+    """A backbone whose last features are averaged and classified, with timm's interface.
+
+    A family's classifier inherits from this and from its backbone. Weights keep the backbone's
+    names, and those of the classifier begin with ``head.``: a backbone loads the weights of its
+    classifier as they are.
+
+    Args:
+        arch: See the family's backbone.
+        num_classes: Number of classes; 0 returns the averaged features.
+        in_chans: Channels of the image.
+        global_pool: Pooling of the last features, one of timm's; ``''`` leaves maps.
+        drop_rate: Dropout probability before the classifier.
+        proj_drop_rate: Dropout probability in projections and MLPs.
+        img_size: Taken from callers who give it to every model, and not used: images may have any
+            size.
+        **kwargs: See :class:`~slide_mm.models.backbone.HierarchicalBackbone`.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict[str, Sequence],
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        img_size: int | tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        last = NUM_STAGES - 1
+        super().__init__(
+            arch, in_channels=in_chans, drop_rate=proj_drop_rate, out_indices=(last,), **kwargs
+        )
+        self.num_features = self.embed_dims[last]
+        self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
+        self.head.apply(init_layer)
+        self.num_classes = num_classes
+        self.feature_info = [
+            {"num_chs": channels, "reduction": 4 * 2**i, "module": f"stages.{i}"}
+            for i, channels in enumerate(self.embed_dims)
+        ]
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels that the classifier sees."""
+        return self.num_features * self.head.global_pool.feat_mult()
+
+    def get_classifier(self) -> nn.Module:
+        """Return the linear layer, an identity without classes."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the linear layer, and the pooling if one is given.
+
+        Args:
+            num_classes: See the constructor.
+            global_pool: See the constructor. Default: the pooling stays.
+        """
+        self.num_classes = num_classes
+        self.head.reset(num_classes, pool_type=global_pool)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass, for less memory and more time, or don't."""
+        self.with_cp = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of position tables, which timm's optimizers then don't decay."""
+        return {name for name, _ in self.named_parameters() if name.endswith("table")}
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images (B, in_chans, H, W) to the last features (B, C, H / 32, W / 32)."""
+        return super().forward(x)[0]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map last features to logits (B, num_classes), or to what the linear layer sees."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, in_chans, H, W), of any size from 1 x 1, to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Compute the features of several stages, as timm's models do for ``features_only``.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: Stages, from 0, negative ones from the end; or how many of the last ones.
+                Default: all.
+            norm: Normalise the features of the last stage. Those of earlier ones never are.
+            stop_early: Don't compute stages after the last of ``indices``.
+            output_fmt: ``'NCHW'``.
+            intermediates_only: Don't return the last features.
+
+        Returns:
+            Last features, and for each of ``indices``, ascending, (B, C_i, H_i, W_i).
+
+        Raises:
+            ValueError: If ``output_fmt`` is another one.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is {output_fmt!r}: features come as 'NCHW'")
+        taken, _ = feature_take_indices(len(self.stages), indices, as_set=True)
+        needed = taken if stop_early or intermediates_only else {*taken, len(self.stages) - 1}
+        tokens = dict(zip(sorted(needed), self.forward_stages(x, needed), strict=True))
+        end = max(needed)
+        last = self.out_norms[str(end)](tokens[end]) if end in self.out_indices else tokens[end]
+        if norm:
+            tokens[end] = last
+        maps = [tokens[i].permute(0, 3, 1, 2).contiguous() for i in sorted(taken)]
+        return maps if intermediates_only else (last.permute(0, 3, 1, 2).contiguous(), maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what :meth:`forward_intermediates` doesn't need.
+
+        Args:
+            indices: See :meth:`forward_intermediates`.
+            prune_norm: Remove the norm after the last stage.
+            prune_head: Remove the classifier. It goes with the last stage in any case.
+
+        Returns:
+            The stages, from 0.
+        """
+        taken, last = feature_take_indices(len(self.stages), indices)
+        shortened = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if prune_norm or shortened:
+            self.out_norms = nn.ModuleDict({str(last): nn.Identity()})
+            self.out_indices = (last,)
+        if shortened:
+            self.num_features = self.embed_dims[last]
+        if prune_head or shortened:
+            self.reset_classifier(0, "")
+        return taken
+
+
+class SlideSwinClassifier(Classifier, SlideSwin):
+    """Slide-Swin: norm, average, linear layer."""
+
+
+class SlidePVTClassifier(Classifier, SlidePVT):
+    """Slide-PVT: norm, average, linear layer; PVT's own classifier has a class token instead."""
+
+    def build_out_norm(self, embed_dims: int) -> nn.Module:
+        return nn.LayerNorm(embed_dims, eps=self.norm_eps)
+
+
+class SlidePVTv2Classifier(Classifier, SlidePVTv2):
+    """Slide-PVTv2: average, linear layer; the norm is the last stage's own."""
+
+
+_FAMILIES = {
+    "slide_swin": SlideSwinClassifier,
+    "slide_pvt": SlidePVTClassifier,
+    "slide_pvt_v2": SlidePVTv2Classifier,
+}
+_ENTRY_POINTS = {
+    f"{prefix}_{arch}": (family, arch)
+    for prefix, family in _FAMILIES.items()
+    for arch in family.arch_zoo
+}
+# timm looks for the name of this variable. There are no pretrained weights yet.
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "pool_size": (7, 7),
+            "crop_pct": 0.9,
+            "first_conv": "stages.0.downsample.proj",
+            "classifier": "head.fc",
+        }
+        for name in _ENTRY_POINTS
+    }
+)
+
+
+def _make_entry_point(name: str, family: type[Classifier], arch: str) -> Callable[..., nn.Module]:
+    def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build_model_with_cfg(
+            family,
+            name,
+            pretrained,
+            feature_cfg={"out_indices": tuple(range(NUM_STAGES)), "feature_cls": "getter"},
+            **{"arch": arch, **kwargs},
+        )
+
+    entry_point.__name__ = entry_point.__qualname__ = name
+    return register_model(entry_point)
+
+
+globals().update(
+    {name: _make_entry_point(name, *options) for name, options in _ENTRY_POINTS.items()}
+)

@@ -1,0 +1,49 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from slide_mm.datasets import crop_objects
+
+BOXES = [[10, 20, 8, 4], [0, 0, 6, 10], [36, 26, 4, 4], [0, 0, 40, 30]]
+
+
+@pytest.fixture
+def detection_data(tmp_path):
+    """Annotations and images of a folder with one white object an image."""
+    images, annotations = [], []
+    for index, (left, top, width, height) in enumerate(BOXES):
+        pixels = np.zeros((30, 40, 3), np.uint8)
+        pixels[top : top + height, left : left + width] = 255
+        name = f"{index}.png"
+        Image.fromarray(pixels).save(tmp_path / name)
+        images.append({"id": index, "file_name": name})
+        annotations.append(
+            {"id": 100 + index, "image_id": index, "category_id": 5, "bbox": BOXES[index]}
+        )
+    categories = [{"id": 5, "name": "cat"}, {"id": 7, "name": "dog"}]
+    coco = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    return tmp_path / "coco.json", tmp_path
+
+
+def test_crops_hold_their_whole_object_and_some_of_its_surroundings(detection_data, tmp_path):
+    assert crop_objects(*detection_data, tmp_path / "out") == len(BOXES)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cat", "dog"]
+    for index, (*_, width, height) in enumerate(BOXES):
+        crop = np.asarray(Image.open(tmp_path / "out" / "cat" / f"{100 + index}.jpg"))
+        side = round(1.5 * max(width, height))
+        assert crop.shape == (min(side, 30), min(side, 40), 3)
+        white = (crop[..., 0] > 127).sum()
+        assert white == pytest.approx(width * height, rel=0.1)
+
+
+def test_what_exists_is_left_alone_and_what_is_missing_named(detection_data, tmp_path):
+    with pytest.raises(FileExistsError, match=r"remove it or name another"):
+        crop_objects(*detection_data, tmp_path)
+    Path(tmp_path, "2.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"2\.png"):
+        crop_objects(*detection_data, tmp_path / "out")
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
