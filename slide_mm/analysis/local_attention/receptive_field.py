@@ -1,0 +1,169 @@
+"""How far the tokens of each stage see."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from torch import Tensor
+
+from slide_mm.analysis.local_attention.section import (
+    Photograph,
+    Picture,
+    Section,
+    mixer_names,
+    stage_features,
+    stride_of,
+)
+from slide_mm.models.backbone import HierarchicalBackbone
+
+MAX_SIDE = 512
+SHARES = (0.5, 0.95)
+_NUM_DIRECTIONS = 4
+_TEXT = """\
+How much each pixel matters to the token in the middle of each stage's map: the norm of the \
+Jacobian of the token's features, by {directions} random projections backward, on crops of at \
+most {side} x {side} around the points of interest (Luo et al., NeurIPS 2016, arXiv 1701.04128, \
+take the gradient of the sum of the channels instead, which a layer norm makes constant). The \
+radii are those of the discs that hold half and 95 % of it; the reach is half the side of the \
+square outside which no pixel matters at all."""
+
+
+def check_receptive_field(
+    models: Mapping[str, HierarchicalBackbone], photographs: Sequence[Photograph]
+) -> Section:
+    """Measure the effective receptive field of each stage.
+
+    Args:
+        models: Backbones by name, in evaluation mode.
+        photographs: Images; their points are looked at.
+    """
+    crops = [
+        crop_around(x.tensor, point, min(MAX_SIDE, *x.tensor.shape[2:]))
+        for x in photographs
+        for point in x.points
+    ]
+    numbers: dict[str, Any] = {}
+    fields: dict[str, list[Tensor]] = {}
+    for name, model in models.items():
+        fields[name] = measure_fields(model, crops)
+        numbers[name] = [
+            {"stage": stage + 1, "mixer": mixer, **_measure_extent(field, stage)}
+            for stage, (mixer, field) in enumerate(
+                zip(mixer_names(model), fields[name], strict=True)
+            )
+        ]
+    lines = [
+        [
+            name,
+            f"{x['stage']}",
+            x["mixer"],
+            *(f"{x[_key(share)]:.0f} px" for share in SHARES),
+            "beyond the crop" if x["reach"] is None else f"{x['reach']:.0f} px",
+        ]
+        for name, stages in numbers.items()
+        for x in stages
+    ]
+    return Section(
+        name="receptive_field",
+        title="How far does a token see?",
+        text=_TEXT.format(directions=_NUM_DIRECTIONS, side=MAX_SIDE),
+        numbers=numbers,
+        findings=[
+            f"{name}: radius of 95 % "
+            + ", ".join(f"{x[_key(0.95)]:.0f} px in stage {x['stage']}" for x in stages)
+            for name, stages in numbers.items()
+        ],
+        header=["model", "stage", "token mixer", "radius of 50 %", "radius of 95 %", "reach"],
+        lines=lines,
+        pictures=[
+            Picture(
+                "receptive_field",
+                "What each pixel matters to the token in the middle, relative to the largest; "
+                "circles hold 50 % and 95 %",
+                _plot(fields, numbers),
+            )
+        ],
+    )
+
+
+def crop_around(image: Tensor, point: tuple[int, int], side: int) -> Tensor:
+    """A square of (B, C, H, W), as near to a pixel (x, y) as the border lets it."""
+    height, width = image.shape[2:]
+    left, top = (
+        min(max(0, place - side // 2), size - side)
+        for place, size in zip(point, (width, height), strict=True)
+    )
+    return image[..., top : top + side, left : left + side]
+
+
+def measure_fields(model: HierarchicalBackbone, crops: Sequence[Tensor]) -> list[Tensor]:
+    """Root mean square gradient of the middle token of each stage, over crops and directions.
+
+    Args:
+        model: A backbone in evaluation mode.
+        crops: Squares (1, 3, side, side).
+
+    Returns:
+        (side, side) for each stage.
+    """
+    generator = torch.Generator().manual_seed(0)
+    energies = [torch.zeros(crops[0].shape[2:]) for _ in model.stages]
+    for crop in crops:
+        image = crop.detach().clone().requires_grad_()
+        for energy, features in zip(energies, stage_features(model, image), strict=True):
+            token = features[0, features.shape[1] // 2, features.shape[2] // 2]
+            for _ in range(_NUM_DIRECTIONS):
+                direction = torch.randn(len(token), generator=generator).to(token)
+                (gradient,) = torch.autograd.grad(token, image, direction, retain_graph=True)
+                energy += gradient[0].square().sum(0).cpu()
+    return [energy.sqrt() for energy in energies]
+
+
+def _key(share: float) -> str:
+    return f"radius_{100 * share:.0f}"
+
+
+def _measure_extent(field: Tensor, stage: int) -> dict[str, float | None]:
+    rows, columns = _distances(field.shape[0], stage)
+    order = (distance := torch.hypot(rows, columns)).flatten().argsort()
+    within = field.flatten()[order].double().cumsum(0)
+    radii = {
+        _key(share): distance.flatten()[order[(within < share * within[-1]).sum()]].item()
+        for share in SHARES
+    }
+    seen = field > 0
+    whole = bool(seen[0].any() or seen[-1].any() or seen[:, 0].any() or seen[:, -1].any())
+    reach = torch.maximum(rows.abs(), columns.abs())[seen].max().item() + 0.5
+    return {**radii, "reach": None if whole else reach}
+
+
+def _distances(side: int, stage: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of all pixels, from the middle of the middle token."""
+    stride = stride_of(stage)
+    tokens = -(-side // stride)
+    places = torch.arange(side) + 0.5 - (tokens // 2 + 0.5) * stride
+    return torch.meshgrid(places, places, indexing="ij")
+
+
+def _plot(fields: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) -> Figure:
+    columns = max(len(stages) for stages in fields.values())
+    figure = Figure(figsize=(3.3 * columns + 1, 3.3 * len(fields)), layout="constrained")
+    axes = figure.subplots(len(fields), columns, squeeze=False)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for row, (name, stages) in zip(axes, fields.items(), strict=True):
+        for stage, (panel, field, x) in enumerate(zip(row, stages, numbers[name], strict=False)):
+            start = _distances(len(field), stage)[0][0, 0].item() - 0.5
+            extent = (start, start + len(field), start + len(field), start)
+            share = (field / field.max()).clamp(min=1e-4)
+            picture = panel.imshow(share, norm=LogNorm(1e-4, 1), cmap="magma", extent=extent)
+            for key in map(_key, SHARES):
+                panel.add_patch(Circle((0, 0), x[key], fill=False, color="cyan"))
+            panel.set(xlim=extent[:2], ylim=extent[2:])
+            radius = f"95 % within {x[_key(0.95)]:.0f} px"
+            panel.set_title(f"{name}, stage {x['stage']}\n{x['mixer']}: {radius}", fontsize="small")
+    figure.colorbar(picture, ax=axes, label="gradient (black: 1e-4 and less)", shrink=0.8)
+    return figure
