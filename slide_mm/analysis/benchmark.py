@@ -142,6 +142,7 @@ def run_in_fresh_process(function: Callable, *arguments: Any) -> Any:
 
 def _measure_peak(build: Callable, arguments: tuple, index: int, device: torch.device) -> float:
     run = build(*arguments)[index]
+    gc.collect()
     before = reset_peak(device)
     run()
     return read_peak(device) - before
@@ -153,7 +154,6 @@ def reset_peak(device: torch.device) -> float:
     On a CPU this is the resident memory of the process, which Linux knows; what has been freed is
     given back first.
     """
-    gc.collect()
     if device.type != "cpu":
         module = torch.get_device_module(device)
         module.reset_peak_memory_stats(device)

@@ -100,7 +100,7 @@ def _plot(kernels: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Figure:
     columns = min(_COLUMNS, len(kernels))
     rows = -(-len(kernels) // columns)
     figure = Figure(figsize=(3.4 * columns, 3.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels:
         panel.set_axis_off()
     for panel, (name, kernel) in zip(panels, kernels.items(), strict=False):

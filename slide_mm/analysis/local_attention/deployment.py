@@ -80,6 +80,7 @@ def _plot(points: dict[int, dict[str, Any]]) -> Figure:
     left.plot(sides, [x["difference"] for x in points.values()], "o-")
     left.set(ylabel="largest relative difference")
     left.set_yscale("symlog", linthresh=1e-8)  # It may be 0.
+    left.set_ylim(0, 10 * max([1e-6, *(x["difference"] for x in points.values())]))
     right.plot(sides, [x["deployed_ms"] / x["training_ms"] for x in points.values()], "o-")
     right.axhline(1, color="black", linestyle=":")
     right.set(ylabel="time, deployed / training", ylim=(0, 1.5))

@@ -15,7 +15,6 @@ from slide_mm.analysis.local_attention.section import (
     Section,
     mixer_names,
     stage_features,
-    stride_of,
 )
 from slide_mm.models.backbone import HierarchicalBackbone
 
@@ -50,9 +49,9 @@ def check_receptive_field(
     for name, model in models.items():
         fields[name] = measure_fields(model, crops)
         numbers[name] = [
-            {"stage": stage + 1, "mixer": mixer, **_measure_extent(field, stage)}
+            {"stage": stage, "mixer": mixer, **describe_field(field)}
             for stage, (mixer, field) in enumerate(
-                zip(mixer_names(model), fields[name], strict=True)
+                zip(mixer_names(model), fields[name], strict=True), start=1
             )
         ]
     lines = [
@@ -126,26 +125,29 @@ def _key(share: float) -> str:
     return f"radius_{100 * share:.0f}"
 
 
-def _measure_extent(field: Tensor, stage: int) -> dict[str, float | None]:
-    rows, columns = _distances(field.shape[0], stage)
-    order = (distance := torch.hypot(rows, columns)).flatten().argsort()
+def describe_field(field: Tensor) -> dict[str, Any]:
+    """Measure a map of gradients (side, side), in pixels.
+
+    Returns:
+        The ``centre`` of its squares, (row, column), the radii around it that hold ``SHARES`` of
+        the gradient, and the ``reach``: half the side of the square that holds all of it, None
+        where that touches the border.
+    """
+    energy = field.double().square()
+    places = torch.arange(len(field), dtype=torch.float64)
+    centre = torch.stack((energy.sum(1) @ places, energy.sum(0) @ places)) / energy.sum()
+    distance = torch.hypot(places[:, None] - centre[0], places - centre[1]).flatten()
+    order = distance.argsort()
     within = field.flatten()[order].double().cumsum(0)
-    radii = {
-        _key(share): distance.flatten()[order[(within < share * within[-1]).sum()]].item()
-        for share in SHARES
+    # The first pixel at which the sum gets there.
+    reached = {share: order[(within < share * within[-1]).sum()] for share in SHARES}
+    spans = [field.amax(axis).nonzero() for axis in (0, 1)]
+    at_border = any(x[0] == 0 or x[-1] == len(field) - 1 for x in spans)
+    return {
+        "centre": centre.tolist(),
+        **{_key(share): distance[pixel].item() for share, pixel in reached.items()},
+        "reach": None if at_border else max((x[-1] - x[0] + 1).item() / 2 for x in spans),
     }
-    seen = field > 0
-    whole = bool(seen[0].any() or seen[-1].any() or seen[:, 0].any() or seen[:, -1].any())
-    reach = torch.maximum(rows.abs(), columns.abs())[seen].max().item() + 0.5
-    return {**radii, "reach": None if whole else reach}
-
-
-def _distances(side: int, stage: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of all pixels, from the middle of the middle token."""
-    stride = stride_of(stage)
-    tokens = -(-side // stride)
-    places = torch.arange(side) + 0.5 - (tokens // 2 + 0.5) * stride
-    return torch.meshgrid(places, places, indexing="ij")
 
 
 def _plot(fields: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) -> Figure:
@@ -155,14 +157,12 @@ def _plot(fields: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) ->
     for panel in axes.flat:
         panel.set_axis_off()
     for row, (name, stages) in zip(axes, fields.items(), strict=True):
-        for stage, (panel, field, x) in enumerate(zip(row, stages, numbers[name], strict=False)):
-            start = _distances(len(field), stage)[0][0, 0].item() - 0.5
-            extent = (start, start + len(field), start + len(field), start)
+        for panel, field, x in zip(row, stages, numbers[name], strict=False):
             share = (field / field.max()).clamp(min=1e-4)
-            picture = panel.imshow(share, norm=LogNorm(1e-4, 1), cmap="magma", extent=extent)
+            picture = panel.imshow(share, norm=LogNorm(1e-4, 1), cmap="magma")
             for key in map(_key, SHARES):
-                panel.add_patch(Circle((0, 0), x[key], fill=False, color="cyan"))
-            panel.set(xlim=extent[:2], ylim=extent[2:])
+                panel.add_patch(Circle(x["centre"][::-1], x[key], fill=False, color="cyan"))
+            panel.set(xlim=(0, len(field)), ylim=(len(field), 0))
             radius = f"95 % within {x[_key(0.95)]:.0f} px"
             panel.set_title(f"{name}, stage {x['stage']}\n{x['mixer']}: {radius}", fontsize="small")
     figure.colorbar(picture, ax=axes, label="gradient (black: 1e-4 and less)", shrink=0.8)
