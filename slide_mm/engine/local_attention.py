@@ -98,7 +98,8 @@ def check_local_attention(
         print(f"[{number}/{len(steps)}] {name}", file=sys.stderr, flush=True)
         start = time.monotonic()
         sections[name] = step()
-        print(f"    {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        print("\n".join(f"  {finding}" for finding in sections[name].findings), flush=True)
+        print(f"  {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
     facts = {
         "config": config,
@@ -190,7 +191,7 @@ def _read_photographs(
     images = {str(path): _read_image(path) for path in paths}
     photographs = []
     for name, image in (images or {"bundled photograph": bundled_photograph()}).items():
-        pixels = np.asarray(image)
+        pixels = np.array(image)
         height, width = pixels.shape[:2]
         chosen = [(int(x * width), int(y * height)) for x, y in points]
         photographs.append(

@@ -152,9 +152,9 @@ def _cells(name: str, described: Mapping[str, Any]) -> list[str]:
     row, column = tap // size - size // 2, tap % size - size // 2
     return [
         name,
-        f"{entropy.mean():.3f}",
+        f"{entropy.mean():.4f}",
         f"{100 * mean_wins[tap]:.0f} %: tap ({row:+d}, {column:+d})",
-        ", ".join(f"{x:.3f}" for x in entropy),
+        ", ".join(f"{x:.4f}" for x in entropy),
     ]
 
 
@@ -179,7 +179,7 @@ def _draw_photograph(
     ]
     for number, point in enumerate(photograph.points, start=1):
         figure = _plot_point(photograph, blocks, point)
-        caption = f"{photograph.name}: attention weights at point {number}, by block and head"
+        caption = f"{photograph.name}: attention weights at point {number}, %, by block and head"
         pictures.append(Picture(f"{name}_point_{number}", caption, figure))
     return pictures
 
@@ -188,8 +188,8 @@ def _plot_entropy(photograph: Photograph, blocks: Sequence[BlockWeights]) -> Fig
     height, width = photograph.pixels.shape[:2]
     columns = 2 if width > height else 3
     rows = -(-(len(blocks) + 1) // columns)
-    panel_width = 12 / columns
-    figure = Figure(figsize=(12, rows * (panel_width * height / width + 0.4)), layout="constrained")
+    panel_height = 12 / columns * height / width + 0.4
+    figure = Figure(figsize=(12, rows * panel_height + 0.8), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for panel in axes.flat:
         panel.set_axis_off()
@@ -201,11 +201,18 @@ def _plot_entropy(photograph: Photograph, blocks: Sequence[BlockWeights]) -> Fig
         box = dict(boxstyle="round", facecolor="white", alpha=0.8)
         first.annotate(f"{number}", (x, y), (9, 9), textcoords="offset points", bbox=box)
     maps = [relative_entropy(block.weights).mean(-1) for block in blocks]
-    low = min(x.min().item() for x in maps)
+    low = min(x.quantile(0.01).item() for x in maps)
     for panel, block, entropy in zip(others, blocks, maps, strict=False):
         picture = panel.imshow(entropy, vmin=low, vmax=1)
-        panel.set_title(f"{block.name}: {entropy.mean():.3f}")
-    figure.colorbar(picture, ax=axes, label="entropy / log(K*K), mean of the heads", shrink=0.8)
+        panel.set_title(f"{block.name}: {entropy.mean():.4f}")
+    figure.colorbar(
+        picture,
+        ax=axes,
+        label="entropy / log(K*K), mean of the heads",
+        location="bottom",
+        aspect=60,
+        extend="min",
+    )
     return figure
 
 
@@ -273,7 +280,7 @@ def _draw_weights(
         for tap, weight in enumerate(weights):
             x = left + (tap % size + 0.5) * block.stride
             y = top + (tap // size + 0.5) * block.stride
-            text = f"{100 * weight:.0f}"
+            text = f"{100 * weight:.1f}"
             panel.text(x, y, text, ha="center", va="center", color="white", fontsize="small")
     margin = block.stride
     panel.set(xlim=(left - margin, left + side + margin), ylim=(top + side + margin, top - margin))

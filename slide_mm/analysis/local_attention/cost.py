@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import nn
 
 from slide_mm.analysis.benchmark import (
@@ -335,20 +336,22 @@ def _plot(numbers: Mapping[str, Any], quantity: str, title: str) -> Figure:
     columns = 3
     rows = math.ceil(len(parts) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel in axes[len(parts) :]:
+        panel.set_axis_off()
+    pixels = [side**2 for side in numbers["sides"]]
     for part, panel in zip(parts, axes, strict=False):
         for number, name in enumerate(numbers["models"]):
             _draw(panel, numbers, name, quantity, part, f"C{number}")
-        panel.set(title=part, xlabel="side of the image, pixels", ylabel=title)
-        panel.set(xscale="log", yscale="log")
-        panel.set_xticks(numbers["sides"], map(str, numbers["sides"]))
+        panel.set(title=part, xlabel="pixels", ylabel=title, xscale="log", yscale="log")
+        low, high = panel.get_ylim()
+        panel.set_ylim(low, high * (high / low) ** 0.4)  # Room for the legend.
+        panel.set_xticks(pixels, [f"{side}²" for side in numbers["sides"]])
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small", loc="upper left")
-        low, high = panel.get_ylim()
-        panel.set_ylim(low, high * (high / low) ** 0.3)  # Room for the legend.
-    for unused in list(axes)[len(parts) :]:
-        unused.set_axis_off()
     return figure
 
 
@@ -366,12 +369,14 @@ def _draw(
         if key not in costs:
             continue
         scale = 1e-9 if quantity == "flops" else 1.0
-        measured = [(n, scale * x) for n, x in zip(numbers["sides"], costs[key], strict=True) if x]
+        points = zip(numbers["sides"], costs[key], strict=True)
+        measured = [(side**2, scale * x) for side, x in points if x]
         exponent = exponents[key]
         label += "" if exponent is None else f": {exponent:.2f}"
         panel.plot(*(zip(*measured, strict=True) if measured else ([], [])), style, color=color)
         panel.lines[-1].set_label(label)
-    failed = [n for n, x in zip(numbers["sides"], costs.get(part, ()), strict=False) if not x]
+    points = zip(numbers["sides"], costs.get(part, ()), strict=False)
+    failed = [side**2 for side, x in points if not x]
     if failed:
         places = [0.06] * len(failed)
         transform = panel.get_xaxis_transform()

@@ -15,12 +15,15 @@ from slide_mm.analysis.local_attention.section import (
     Section,
     mixer_names,
     stage_features,
+    stride_of,
 )
 from slide_mm.models.backbone import HierarchicalBackbone
 
 MAX_SIDE = 512
 SHARES = (0.5, 0.95)
 _NUM_DIRECTIONS = 4
+# What pictures show: gradients down to this share of the largest, this far from the token.
+_FAINTEST, _TOKENS_SHOWN = 1e-6, 16
 _TEXT = """\
 How much each pixel matters to the token in the middle of each stage's map: the norm of the \
 Jacobian of the token's features, by {directions} random projections backward, on crops of at \
@@ -80,8 +83,8 @@ def check_receptive_field(
         pictures=[
             Picture(
                 "receptive_field",
-                "What each pixel matters to the token in the middle, relative to the largest; "
-                "circles hold 50 % and 95 %",
+                "What each pixel matters to the token in the middle, relative to the largest; axes "
+                "in pixels; circles hold 50 % and 95 %",
                 _plot(fields, numbers),
             )
         ],
@@ -154,16 +157,24 @@ def _plot(fields: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) ->
     columns = max(len(stages) for stages in fields.values())
     figure = Figure(figsize=(3.3 * columns + 1, 3.3 * len(fields)), layout="constrained")
     axes = figure.subplots(len(fields), columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set_axis_off()
     for row, (name, stages) in zip(axes, fields.items(), strict=True):
         for panel, field, x in zip(row, stages, numbers[name], strict=False):
-            share = (field / field.max()).clamp(min=1e-4)
-            picture = panel.imshow(share, norm=LogNorm(1e-4, 1), cmap="magma")
+            row_shift, column_shift = x["centre"]
+            side = len(field)
+            picture = panel.imshow(
+                (field / field.max()).clamp(min=_FAINTEST),
+                norm=LogNorm(_FAINTEST, 1),
+                cmap="magma",
+                extent=(-column_shift, side - column_shift, side - row_shift, -row_shift),
+            )
             for key in map(_key, SHARES):
-                panel.add_patch(Circle(x["centre"][::-1], x[key], fill=False, color="cyan"))
-            panel.set(xlim=(0, len(field)), ylim=(len(field), 0))
+                panel.add_patch(Circle((0, 0), x[key], fill=False, color="cyan"))
+            around = min(side // 2, _TOKENS_SHOWN * stride_of(x["stage"] - 1))
+            panel.set(xlim=(-around, around), ylim=(around, -around))
+            panel.tick_params(labelsize="small")
             radius = f"95 % within {x[_key(0.95)]:.0f} px"
             panel.set_title(f"{name}, stage {x['stage']}\n{x['mixer']}: {radius}", fontsize="small")
-    figure.colorbar(picture, ax=axes, label="gradient (black: 1e-4 and less)", shrink=0.8)
+        for unused in row[len(stages) :]:
+            unused.set_axis_off()
+    figure.colorbar(picture, ax=axes, label=f"gradient (black: {_FAINTEST:g} and less)", shrink=0.8)
     return figure
