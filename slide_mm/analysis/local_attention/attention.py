@@ -281,7 +281,8 @@ def _draw_weights(
             x = left + (tap % size + 0.5) * block.stride
             y = top + (tap // size + 0.5) * block.stride
             text = f"{100 * weight:.1f}"
-            panel.text(x, y, text, ha="center", va="center", color="white", fontsize="small")
+            color = "black" if weight > 0.6 * high else "white"
+            panel.text(x, y, text, ha="center", va="center", color=color, fontsize="small")
     margin = block.stride
     panel.set(xlim=(left - margin, left + side + margin), ylim=(top + side + margin, top - margin))
     return picture

@@ -99,7 +99,7 @@ def _offsets(kernel_size: int) -> Tensor:
 def _plot(kernels: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Figure:
     columns = min(_COLUMNS, len(kernels))
     rows = -(-len(kernels) // columns)
-    figure = Figure(figsize=(3.4 * columns, 3.6 * rows), layout="constrained")
+    figure = Figure(figsize=(3.4 * columns, 4.2 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels:
         panel.set_axis_off()
