@@ -1,12 +1,13 @@
 """Time and memory of computations that could take each other's place."""
 
+import ctypes
 import gc
 import multiprocessing
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
@@ -68,23 +69,25 @@ def measure_times(
                 times[name].append(1e3 * seconds)
             elif seconds > _SLOW:
                 wanted[name] = min(rounds, _SLOW_ROUNDS)
-    return {name: _spread(values) for name, values in times.items()}
+    return {name: spread_of(values) for name, values in times.items()}
 
 
 def _time_once(run: Callable[[], Any], device: torch.device) -> float:
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     run()
-    _synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was told."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
 
 
-def _spread(values: list[float]) -> Spread:
+def spread_of(values: Sequence[float]) -> Spread:
+    """Summarise times of repeated runs."""
     quantiles = torch.tensor(values).quantile(torch.tensor([0.5, 0.25, 0.75])).tolist()
     return Spread(*quantiles, len(values))
 
@@ -121,32 +124,52 @@ def measure_memory(
         *arguments: Its arguments.
         device: Where it runs. On a CPU, peaks of the resident memory are taken, which Linux knows.
     """
-    return Memory(*(_in_fresh_process(build, arguments, i, device) for i in range(2)))
+    return Memory(
+        *(run_in_fresh_process(_measure_peak, build, arguments, i, device) for i in range(2))
+    )
 
 
-def _in_fresh_process(build: Callable, arguments: tuple, index: int, device: torch.device) -> float:
-    context = multiprocessing.get_context("spawn")
-    threads = torch.get_num_threads()
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measure_peak, build, arguments, index, device, threads).result()
+def run_in_fresh_process(function: Callable, *arguments: Any) -> Any:
+    """Call a function of a module in a new process, with as many threads as this one has."""
+    with ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(torch.get_num_threads(),),
+    ) as pool:
+        return pool.submit(function, *arguments).result()
 
 
-def _measure_peak(
-    build: Callable, arguments: tuple, index: int, device: torch.device, threads: int
-) -> float:
-    torch.set_num_threads(threads)
+def _measure_peak(build: Callable, arguments: tuple, index: int, device: torch.device) -> float:
     run = build(*arguments)[index]
     gc.collect()
+    before = reset_peak(device)
+    run()
+    return read_peak(device) - before
+
+
+def reset_peak(device: torch.device) -> float:
+    """Forget the peak memory so far, and say how much is held now, in MiB.
+
+    On a CPU this is the resident memory of the process, which Linux knows; what has been freed is
+    given back first.
+    """
     if device.type != "cpu":
         module = torch.get_device_module(device)
-        module.reset_peak_memory_stats()
-        before = module.memory_allocated()
-        run()
-        return (module.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # Forget the peak so far.
-    before = _resident("VmRSS")
-    run()
-    return (_resident("VmHWM") - before) / 2**10
+        module.reset_peak_memory_stats(device)
+        return module.memory_allocated(device) / 2**20
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS") / 2**10
+
+
+def read_peak(device: torch.device) -> float:
+    """The most memory held since :func:`reset_peak`, in MiB."""
+    if device.type != "cpu":
+        return torch.get_device_module(device).max_memory_allocated(device) / 2**20
+    return _resident("VmHWM") / 2**10
 
 
 def _resident(key: str) -> int:
