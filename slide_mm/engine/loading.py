@@ -44,9 +44,10 @@ class PassOverUnreadable(BaseTransform):
 def pass_over_broken_files(cfg: Config) -> None:
     """Let the training go on, with a warning, where an image or a label map cannot be read."""
     for _, dataset in iter_datasets(cfg, "train"):
-        dataset.pipeline = [
-            dict(type="PassOverUnreadable", loading=step)
-            if str(step.type).startswith("Load")
-            else step
-            for step in dataset.get("pipeline") or []
-        ]
+        if "pipeline" in dataset:
+            dataset.pipeline = [
+                dict(type="PassOverUnreadable", loading=step)
+                if str(step.type).startswith("Load")
+                else step
+                for step in dataset.pipeline
+            ]
