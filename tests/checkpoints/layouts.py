@@ -3,12 +3,9 @@
 import math
 import re
 
-import timm
 import torch
 from mmdet.models.backbones import (
     PyramidVisionTransformer,
-    PyramidVisionTransformerV2,
-    SwinTransformer,
 )
 from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from torch import nn

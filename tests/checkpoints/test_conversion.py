@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import timm
 import torch
@@ -8,13 +6,11 @@ from mmdet.models.backbones import (
     PyramidVisionTransformerV2,
     SwinTransformer,
 )
-from mmdet.registry import MODELS
 from timm.utils.model import reparameterize_model
 from torch.nn import functional as F
 
 from slide_mm.checkpoints import (
     CheckpointError,
-    CheckpointMismatchError,
     convert_state_dict,
     recognise,
 )

@@ -1,4 +1,4 @@
-"""Convert a checkpoint of Swin, PVT, PVTv2 or the authors' Slide-Swin into a slide_mm backbone's."""
+"""Convert a checkpoint of Swin, PVT, PVTv2 or the authors' Slide-Swin for a slide_mm backbone."""
 
 import argparse
 
