@@ -1,5 +1,6 @@
 """What a conversion did, for people."""
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -76,14 +77,14 @@ class ConversionReport:
         problems = [f"{entry.name} is not in the checkpoint" for entry in self.initialised]
         problems = [f"{entry.name} is not in the model" for entry in self.misplaced] or problems
         raise CheckpointMismatchError(
-            f"{self.origin} does not fit {self.model}: {self.coverage:.0%} of the parameters are "
-            f"covered (at least {minimum:.0%} must be); first misfit: {problems[0]}; give the "
-            "checkpoint of this architecture, or the arch of this checkpoint"
+            f"{self.origin} does not fit {self.model}: {_percent(self.coverage)} of the parameters "
+            f"are covered (at least {_percent(minimum)} must be); first misfit: {problems[0]}; give "
+            "the checkpoint of this architecture, or the arch of this checkpoint"
         )
 
     def __str__(self) -> str:
         lines = [
-            f"{self.origin} (layout {self.source}) covers {100 * self.coverage:.1f}% of "
+            f"{self.origin} (layout {self.source}) covers {_percent(self.coverage)} of "
             f"{self.model}: {self.covered:,} parameters"
         ]
         for label in ("copied", "resampled", "initialised", "left_over"):
@@ -94,6 +95,11 @@ class ConversionReport:
             if label != "copied":
                 lines += [f"    {line}" for line in _group(entries)]
         return "\n".join(lines)
+
+
+def _percent(fraction: float) -> str:
+    """Rounded down: 100.0% is all."""
+    return f"{math.floor(1000 * fraction) / 10}%"
 
 
 def _count_backbone(entries: list[Entry]) -> int:

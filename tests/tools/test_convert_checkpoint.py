@@ -112,7 +112,7 @@ class TestRefusals:
         }
         torch.save(weights, "short.pth")
         line = refused("short.pth")
-        assert "% of the parameters are covered (at least 90% must be)" in line
+        assert "% of the parameters are covered (at least 90.0% must be)" in line
         assert "stages.3.blocks.0." in line
         convert_checkpoint("short.pth", "dst.pth", "slide-pvtv2/b0", min_coverage=0.2)
         # What the checkpoint lacks isn't made up.
