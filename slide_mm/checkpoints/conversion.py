@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from slide_mm.checkpoints.compare import CheckpointMismatchError
 from slide_mm.checkpoints.reading import CheckpointError, get_state_dict, read_checkpoint
-from slide_mm.checkpoints.report import NO_PLACE, ConversionReport, Entry
+from slide_mm.checkpoints.report import MISSING, NO_PLACE, ConversionReport, Entry
 from slide_mm.checkpoints.rules import Rule
 from slide_mm.checkpoints.sources import SOURCES
 from slide_mm.layers import AbsolutePositionEmbedding, ShiftedWindowAttention, SlideAttention
@@ -104,7 +104,7 @@ def convert_state_dict(
             weights[name] = torch.zeros(expected.shape)
             report.initialised.append(Entry(name, expected.numel(), "at zero"))
         elif name not in given or _is_other_classifier(name, given[name], expected):
-            report.initialised.append(Entry(name, expected.numel(), "as the model was"))
+            report.initialised.append(Entry(name, expected.numel(), MISSING))
         else:
             weights[name] = _fit(model, name, given.pop(name), expected, report)
     for name, (source_name, tensor) in given.items():
@@ -128,7 +128,7 @@ def recognise(state_dict: Mapping[str, Tensor], origin: str) -> str:
         CheckpointError: If no table does.
     """
     unknown = {
-        name: [key for key in state_dict if not source.targets(key)]
+        name: [key for key in _float_tensors(state_dict) if not source.targets(key)]
         for name, source in SOURCES.items()
     }
     closest = min(unknown, key=lambda name: len(unknown[name]))

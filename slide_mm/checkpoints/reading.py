@@ -121,6 +121,7 @@ class _TensorPickle:
         """Makes tensors, plain values and stand-ins, and refuses everything else."""
 
         def find_class(self, module: str, name: str) -> Any:
+            module = module.replace("__builtin__", "builtins")  # PyTorch pickles as Python 2 does.
             is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
             if is_dtype or (module, name) in _TENSOR_PARTS:
                 return super().find_class(module, name)

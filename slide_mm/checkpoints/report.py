@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from slide_mm.checkpoints.compare import CheckpointMismatchError
 
 NO_PLACE = "no place in the model"
+MISSING = "as the model was"
 _HEAD = "head."
 
 
@@ -74,12 +75,14 @@ class ConversionReport:
         """
         if self.coverage >= minimum:
             return
-        problems = [f"{entry.name} is not in the checkpoint" for entry in self.initialised]
+        missing = [entry for entry in self.initialised if entry.note == MISSING]
+        problems = [f"{entry.name} is not in the checkpoint" for entry in missing]
         problems = [f"{entry.name} is not in the model" for entry in self.misplaced] or problems
         raise CheckpointMismatchError(
-            f"{self.origin} does not fit {self.model}: {_percent(self.coverage)} of the parameters "
-            f"are covered (at least {_percent(minimum)} must be); first misfit: {problems[0]}; give "
-            "the checkpoint of this architecture, or the arch of this checkpoint"
+            f"{self.origin} does not fit {self.model}: {_percent(self.coverage)} of the "
+            f"parameters are covered (at least {_percent(minimum)} must be); first misfit: "
+            f"{problems[0]}; give the checkpoint of this architecture, or the arch of this "
+            "checkpoint"
         )
 
     def __str__(self) -> str:

@@ -57,7 +57,7 @@ class PublishedSlideAttention(nn.Module):
 
 
 def timm_swin(**options):
-    options = {"img_size": 64, "window_size": 7, **options}
+    options = {"img_size": 64, "window_size": 7, "drop_path_rate": 0.0, **options}
     return TimmSwin(
         embed_dim=DIMS[0], depths=(2, 2, 2, 2), num_heads=HEADS, num_classes=5, **options
     )

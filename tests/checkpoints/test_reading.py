@@ -51,6 +51,7 @@ def yacs_settings(monkeypatch):
     """Settings as the code of Swin and Slide-Swin saves them; yacs needn't be installed."""
     module = types.ModuleType("yacs.config")
     module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
     monkeypatch.setitem(sys.modules, "yacs.config", module)
     settings = module.CfgNode(lr=0.001)
     settings.__dict__["frozen"] = True

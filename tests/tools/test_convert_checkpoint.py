@@ -55,7 +55,7 @@ def test_command(run_tool):
         "model_converters/convert_checkpoint.py", "timm.pth", "d.pth", *options, "--dry-run"
     )
     assert dry.returncode == 0, dry.stderr
-    assert "timm.pth (layout pvtv2-timm) covers 99.9% of SlidePVTv2" in dry.stdout
+    assert "timm.pth (layout pvtv2-timm) covers 99.8% of SlidePVTv2" in dry.stdout
     for row in ("copied  ", "resampled  ", "initialised  ", "left over  "):
         assert row in dry.stdout
     assert files() == ["timm.pth"]
