@@ -1,9 +1,11 @@
 """Checks that need seconds, before a run that needs hours and writes files."""
 
 import copy
+import logging
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,8 @@ def check_model(cfg: Config, pretrained: bool) -> nn.Module:
             init_cfg = getattr(module, "init_cfg", None)
             if isinstance(init_cfg, dict) and _is_local(init_cfg.get("checkpoint")):
                 read_checkpoint(init_cfg["checkpoint"])
-                module.init_weights()
+                with _silence():  # The run loads it again, and tells.
+                    module.init_weights()
     return model
 
 
@@ -136,6 +139,15 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         cfg.resume = True
     if resume is not None:
         cfg.load_from = resume
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _last_checkpoint(work_dir: Path) -> str | None:

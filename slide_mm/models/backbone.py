@@ -11,12 +11,10 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from slide_mm.checkpoints import check_state_dict_fits, get_state_dict, read_checkpoint
+from slide_mm.checkpoints import load_pretrained
 from slide_mm.layers import Block, SlideAttention
 
 NUM_STAGES = 4
-# A checkpoint may lack norms of outputs and the like; a change of mixers needs a conversion.
-MIN_PRETRAINED_FIT = 0.75
 
 
 class Stage(nn.Module):
@@ -208,22 +206,17 @@ class HierarchicalBackbone(BaseModule):
     def init_weights(self) -> None:
         """Initialise by ``init_cfg``; without one, the constructor's values stay.
 
+        A ``Pretrained`` checkpoint may be of any of :data:`slide_mm.checkpoints.SOURCES`.
+
         Raises:
             CheckpointError: If a ``Pretrained`` checkpoint is missing, damaged or of another
-                architecture, which MMEngine would pass over with a warning.
+                architecture.
         """
-        if self.init_cfg and self.init_cfg["type"] == "Pretrained":
-            self.check_pretrained(self.init_cfg["checkpoint"], self.init_cfg.get("prefix"))
-        super().init_weights()
-
-    def check_pretrained(self, path: str, prefix: str | None = None) -> None:
-        """Refuse a checkpoint of another architecture; see :meth:`init_weights`."""
-        prefix = f"{prefix.rstrip('.')}." if prefix else ""
-        weights = get_state_dict(read_checkpoint(path), prefix)
-        # A backbone may be cut short by out_indices, and its checkpoint need not be.
-        left_out = tuple(f"stages.{index}." for index in range(len(self.stages), NUM_STAGES))
-        weights = {name: x for name, x in weights.items() if not name.startswith(left_out)}
-        check_state_dict_fits(self, weights, f"checkpoint {path}", MIN_PRETRAINED_FIT)
+        if not self.init_cfg or self.init_cfg["type"] != "Pretrained":
+            super().init_weights()
+        elif not self.is_init:
+            load_pretrained(self, self.init_cfg["checkpoint"], self.init_cfg.get("prefix"))
+            self.is_init = True
 
     def freeze(self) -> None:
         """Freeze what ``frozen_stages`` names."""

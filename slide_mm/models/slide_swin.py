@@ -1,13 +1,14 @@
 """Slide-Swin."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from mmengine.registry import MODELS
-from timm.layers import Mlp
+from timm.layers import Mlp, to_ntuple
 from torch import nn
 
 from slide_mm.layers import PatchEmbed, PatchMerging, ShiftedWindowAttention
-from slide_mm.models.backbone import HierarchicalBackbone
+from slide_mm.models.backbone import NUM_STAGES, HierarchicalBackbone
 
 
 @MODELS.register_module()
@@ -19,7 +20,8 @@ class SlideSwin(HierarchicalBackbone):
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict of ``embed_dims``, ``depths`` and
             ``num_heads``.
-        window_size: Side of the windows in the stages that don't slide, in tokens.
+        window_size: Side of the windows in the stages that don't slide, in tokens; one for all
+            stages or one for each.
         mlp_ratio: Hidden channels of the MLPs over their input channels.
         **kwargs: See :class:`~slide_mm.models.backbone.HierarchicalBackbone`.
     """
@@ -43,15 +45,23 @@ class SlideSwin(HierarchicalBackbone):
     }
 
     def __init__(
-        self, arch="tiny", window_size: int = 7, mlp_ratio: float = 4.0, **kwargs: Any
+        self,
+        arch="tiny",
+        window_size: int | Sequence[int] = 7,
+        mlp_ratio: float = 4.0,
+        **kwargs: Any,
     ) -> None:
-        self.window_size = window_size
+        self.window_sizes = to_ntuple(NUM_STAGES)(window_size)
+        if len(self.window_sizes) != NUM_STAGES:
+            raise ValueError(
+                f"window_size is {window_size}: give one number, or one for each stage"
+            )
         self.mlp_ratio = mlp_ratio
         super().__init__(arch, **kwargs)
 
     def build_original_mixer(self, index: int, depth: int, options: dict[str, Any]) -> nn.Module:
         return ShiftedWindowAttention(
-            window_size=self.window_size, shifted=depth % 2 == 1, **options
+            window_size=self.window_sizes[index], shifted=depth % 2 == 1, **options
         )
 
     def build_downsample(self, index: int, in_channels: int) -> nn.Module:

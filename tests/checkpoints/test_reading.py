@@ -1,5 +1,15 @@
+import argparse
+import os
+import pickle
+import sys
+import types
+from collections import OrderedDict
+
+import numpy as np
 import pytest
 import torch
+from mmengine.logging import MessageHub
+from safetensors.torch import save_file
 from torch import nn
 
 from slide_mm.checkpoints import CheckpointError, get_state_dict, read_checkpoint
@@ -23,12 +33,94 @@ def test_reads_bare_weights(tmp_path):
     assert get_state_dict(read_checkpoint(tmp_path / "bare.pth")).keys() == {"weight", "bias"}
 
 
+def test_takes_averaged_weights_first(tmp_path):
+    entries = {key: {"weight": torch.full((1,), i)} for i, key in enumerate(["model", "model_ema"])}
+    assert get_state_dict({"epoch": 3, **entries})["weight"] == 1
+    assert get_state_dict({"model": entries["model"]})["weight"] == 0
+
+
+def test_reads_safetensors_of_any_name(tmp_path):
+    weights = nn.Linear(3, 4).state_dict()
+    save_file(weights, tmp_path / "weights.bin")
+    read = get_state_dict(read_checkpoint(tmp_path / "weights.bin"))
+    assert all(torch.equal(read[name], weights[name]) for name in weights)
+
+
+@pytest.fixture
+def yacs_settings(monkeypatch):
+    """Settings as the code of Swin and Slide-Swin saves them; yacs needn't be installed."""
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    settings = module.CfgNode(lr=0.001)
+    settings.__dict__["frozen"] = True
+    return settings
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_reads_what_trainings_leave(tmp_path, monkeypatch, yacs_settings, legacy):
+    hub = MessageHub.get_instance("of a training")
+    hub.update_scalar("train/loss", 0.5)
+    hub.update_info("metric", np.float64(0.25))
+    weights = OrderedDict(weight=nn.Parameter(torch.randn(2, 3)), half=torch.ones(2).bfloat16())
+    training = {
+        "meta": {"iter": 7, "time": np.float32(1.5)},
+        "message_hub": hub.state_dict(),
+        "config": yacs_settings,
+        "args": argparse.Namespace(lr=0.1),
+        "state_dict": weights,
+    }
+    path = tmp_path / "training.pth"
+    torch.save(training, path, _use_new_zipfile_serialization=not legacy)
+    monkeypatch.delitem(sys.modules, "yacs.config")
+    checkpoint = read_checkpoint(path)
+    assert checkpoint["meta"]["iter"] == 7
+    read = get_state_dict(checkpoint)
+    assert all(torch.equal(read[name], weights[name]) for name in weights)
+    assert read["half"].dtype == torch.bfloat16
+
+
+class Code:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("was here",)
+
+
+@pytest.mark.parametrize("save", ["torch", "legacy torch", "pickle"])
+def test_runs_no_code(tmp_path, monkeypatch, save):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = {"state_dict": {"weight": torch.ones(1)}, "code": Code()}
+    if save == "pickle":
+        with open("evil.pth", "wb") as file:
+            pickle.dump({"weight": 1, "code": Code()}, file)
+    else:
+        torch.save(checkpoint, "evil.pth", _use_new_zipfile_serialization=save == "torch")
+    with pytest.raises(CheckpointError, match=r"^checkpoint evil.pth holds \w+.mkdir, which is"):
+        read_checkpoint("evil.pth")
+    assert os.listdir() == ["evil.pth"]
+
+
 def test_refuses_other_files(tmp_path):
     with pytest.raises(CheckpointError, match=r"nothing.pth does not exist"):
         read_checkpoint(tmp_path / "nothing.pth")
+    with pytest.raises(CheckpointError, match=r"is a folder"):
+        read_checkpoint(tmp_path)
     (tmp_path / "page.pth").write_text("<html>not found</html>")
     with pytest.raises(CheckpointError, match=r"page.pth \(22 bytes\) cannot be read"):
         read_checkpoint(tmp_path / "page.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds a list"):
         read_checkpoint(tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file])
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.999])
+def test_refuses_what_is_cut_off(tmp_path, save, share):
+    path = tmp_path / "weights.pth"
+    save(nn.Linear(100, 100).state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match=r"weights.pth \(\d+ bytes\) cannot be read"):
+        read_checkpoint(path)

@@ -1,7 +1,9 @@
 import math
 
 import pytest
+import timm
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from timm.utils.model import reparameterize_model
 
@@ -152,9 +154,7 @@ def test_pretrained_weights_of_a_detector_are_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other",
-    [{"arch": "b1"}, {"arch": "b2"}, {"slide_stages": ()}],
-    ids=["width", "width-and-depth", "mixers"],
+    "other", [{"arch": "b1"}, {"arch": "b2"}], ids=["width", "width-and-depth"]
 )
 def test_pretrained_weights_of_another_architecture_are_refused(tmp_path, other):
     torch.save(SlidePVTv2(**other).state_dict(), tmp_path / "other.pth")
@@ -164,6 +164,22 @@ def test_pretrained_weights_of_another_architecture_are_refused(tmp_path, other)
     with pytest.raises(CheckpointError, match=r"other\.pth does not fit SlidePVTv2") as caught:
         backbone.init_weights()
     assert "\n" not in str(caught.value)
+
+
+def test_pretrained_weights_of_the_original_architecture_start_a_slide_backbone(tmp_path, caplog):
+    """In somebody else's names; the log says what became of them."""
+    source = timm.create_model("pvt_v2_b0")
+    torch.save(source.state_dict(), tmp_path / "timm.pth")
+    init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "timm.pth")}
+    backbone = SlidePVTv2(arch="b0", init_cfg=init_cfg)
+    MMLogger.get_current_instance().addHandler(caplog.handler)
+    backbone.init_weights()
+    MMLogger.get_current_instance().removeHandler(caplog.handler)
+    assert "timm.pth (layout pvtv2-timm) covers 99" in caplog.text
+    assert "stages.0.blocks.*.mixer.deformed_kernel  at zero" in caplog.text
+    weights = backbone.state_dict()
+    assert torch.equal(weights["stages.3.norm.weight"], source.stages[3].norm.weight)
+    assert not weights["stages.0.blocks.1.mixer.deformed_kernel"].any()
 
 
 def test_registered_for_every_library():
@@ -195,6 +211,7 @@ def test_arch_can_be_a_dict():
         ({"out_indices": (-1,)}, r"out_indices is \(-1,\): name different stages from 0 to 3"),
         ({"out_indices": ()}, r"out_indices is empty: name at least one"),
         ({"frozen_stages": 5}, r"frozen_stages is 5: give a number from -1 to 4"),
+        ({"window_size": (14, 7)}, r"window_size is \(14, 7\): give one number, or one for each"),
     ],
 )
 def test_wrong_arguments_give_one_line(options, message):

@@ -309,9 +309,12 @@ class TestWrongInputs:
         option = "model.backbone.init_cfg.checkpoint"
         missing = refused("train.py", config, "--cfg-options", pretrained, f"{option}=no.pth")
         assert "no.pth does not exist" in missing
-        # The names of a whole detector's weights begin with backbone.
-        unfit = refused("train.py", config, "--cfg-options", pretrained, f"{option}={detector[1]}")
-        assert "does not fit SlidePVTv2: 0 of" in unfit
+        wider = [
+            "model.backbone.arch.embed_dims=(8,16,32,64)",
+            "model.neck.in_channels=[8,16,32,64]",
+        ]
+        options = [pretrained, f"{option}={detector[1]}", *wider]
+        assert "does not fit SlidePVTv2" in refused("train.py", config, "--cfg-options", *options)
 
     def test_options_that_do_not_go_together(self, refused, detector, segmentor, write_config):
         assert ".pkl" in refused("test.py", *detector, "--out", "folder")

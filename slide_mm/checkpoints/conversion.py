@@ -1,0 +1,300 @@
+"""Weights of other layouts and architectures turned into a backbone's."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from mmengine.logging import print_log
+from timm.layers import resize_rel_pos_bias_table_simple
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slide_mm.checkpoints.compare import CheckpointMismatchError
+from slide_mm.checkpoints.reading import CheckpointError, get_state_dict, read_checkpoint
+from slide_mm.checkpoints.report import MISSING, NO_PLACE, ConversionReport, Entry
+from slide_mm.checkpoints.rules import Rule
+from slide_mm.checkpoints.sources import SOURCES
+from slide_mm.layers import AbsolutePositionEmbedding, ShiftedWindowAttention, SlideAttention
+
+# The next smaller or larger arch of a family covers about 60 %.
+MIN_COVERAGE = 0.9
+# Without these, Slide Attention is plain local attention.
+_LEARNED_OF_TAPS = ("deformed_kernel", "shift_bias", "relative_position_bias_table")
+
+
+class Given(NamedTuple):
+    """A checkpoint's tensor in our layout.
+
+    Attributes:
+        source_name: Its name in the checkpoint.
+        tensor: Its values, in our shape.
+    """
+
+    source_name: str
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Converted weights.
+
+    Attributes:
+        weights: Tensors by the model's names. What the checkpoint lacks isn't among them, except
+            for what makes Slide Attention start as plain local attention.
+        report: What became of each tensor.
+    """
+
+    weights: dict[str, Tensor]
+    report: ConversionReport
+
+
+def load_pretrained(model: nn.Module, path: str | os.PathLike, prefix: str | None = None) -> None:
+    """Load a checkpoint of any source into a backbone, and log the report.
+
+    Args:
+        model: A slide_mm backbone.
+        path: See :func:`~slide_mm.checkpoints.read_checkpoint`.
+        prefix: See :func:`convert_state_dict`.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, holds code, or doesn't fit.
+    """
+    state_dict = get_state_dict(read_checkpoint(path))
+    conversion = convert_state_dict(state_dict, model, f"checkpoint {path}", prefix=prefix)
+    conversion.report.require(MIN_COVERAGE)
+    model.load_state_dict(conversion.weights, strict=False)
+    print_log(str(conversion.report), logger="current")
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Tensor],
+    model: nn.Module,
+    origin: str,
+    source: str | None = None,
+    prefix: str | None = None,
+    keep_classifier: bool = False,
+) -> Conversion:
+    """Convert weights of any source into a backbone's.
+
+    Where the model slides and the checkpoint doesn't, query, key, value and projection carry over;
+    the learned kernel and the biases of taps start at zero, for plain local attention.
+
+    Args:
+        state_dict: Weights of one of ``SOURCES``.
+        model: A slide_mm backbone, on any device: only names, shapes and kinds of layers matter.
+        origin: Where the weights come from, for messages.
+        source: One of ``SOURCES``. Default: it is recognised.
+        prefix: Take only the weights below this name. Default: those below ``backbone.`` if there
+            are any, else all.
+        keep_classifier: Convert the classifier too where the model has none.
+
+    Raises:
+        CheckpointError: If the weights are of no source or of another model, or not finite.
+    """
+    state_dict = _select(state_dict, prefix, origin)
+    source = source or recognise(state_dict, origin)
+    report = ConversionReport(origin, source, type(model).__name__)
+    given = _translate(state_dict, model, report)
+    zeros = _start_sliding(model, given, report)
+    weights = {}
+    for name, expected in _float_tensors(model.state_dict()).items():
+        if name in zeros:
+            weights[name] = torch.zeros(expected.shape)
+            report.initialised.append(Entry(name, expected.numel(), "at zero"))
+        elif name not in given or _is_other_classifier(name, given[name], expected):
+            report.initialised.append(Entry(name, expected.numel(), MISSING))
+        else:
+            weights[name] = _fit(model, name, given.pop(name), expected, report)
+    for name, (source_name, tensor) in given.items():
+        if keep_classifier and _is_classifier(name):
+            weights[name] = tensor.clone()
+            report.copied.append(Entry(name, tensor.numel()))
+        else:
+            note = _why_left_over(model, name)
+            report.left_over.append(Entry(source_name, tensor.numel(), note))
+    return Conversion(weights, report)
+
+
+def recognise(state_dict: Mapping[str, Tensor], origin: str) -> str:
+    """Name the source whose table knows all of the weights.
+
+    Args:
+        state_dict: The weights.
+        origin: Where they come from, for the message.
+
+    Raises:
+        CheckpointError: If no table does.
+    """
+    unknown = {
+        name: [key for key in _float_tensors(state_dict) if not source.targets(key)]
+        for name, source in SOURCES.items()
+    }
+    closest = min(unknown, key=lambda name: len(unknown[name]))
+    if not unknown[closest]:
+        return closest
+    problem = f"begin with {next(iter(state_dict))}"
+    if len(unknown[closest]) < len(state_dict) / 2:
+        problem = f"are most like {closest}, which has no {unknown[closest][0]}"
+    raise CheckpointError(
+        f"{origin} is of another model: its weights {problem}; known layouts are "
+        f"{', '.join(SOURCES)}"
+    )
+
+
+def _select(state_dict: Mapping[str, Tensor], prefix: str | None, origin: str) -> dict[str, Tensor]:
+    """Take the floating-point tensors below a prefix; others are tables of indices and the like."""
+    if prefix is None:
+        prefix = "backbone" if any(name.startswith("backbone.") for name in state_dict) else ""
+    prefix = f"{prefix.rstrip('.')}." if prefix else ""
+    selected = _float_tensors(get_state_dict(state_dict, prefix))
+    if not selected:
+        first = next(iter(state_dict), "nothing")
+        below = f" below {prefix!r}; its names begin with {first}" if prefix else ""
+        raise CheckpointError(f"{origin} has no weights{below}")
+    return selected
+
+
+def _float_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state_dict.items() if tensor.is_floating_point()}
+
+
+def _translate(
+    state_dict: Mapping[str, Tensor], model: nn.Module, report: ConversionReport
+) -> dict[str, Given]:
+    """Give all tensors our names and shapes; those without a target are left over."""
+    source = SOURCES[report.source]
+    if source.family not in (None, *(parent.__name__ for parent in type(model).__mro__)):
+        raise CheckpointMismatchError(
+            f"{report.origin} is for {source.family} (layout {report.source}), not for "
+            f"{report.model}: give the checkpoint of this architecture"
+        )
+    given: dict[str, Given] = {}
+    for name, tensor in state_dict.items():
+        targets = source.targets(name)
+        if not any(target for target, _ in targets):
+            note = "not used" if targets else NO_PLACE
+            report.left_over.append(Entry(name, tensor.numel(), note))
+            continue
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{report.origin} has NaN or infinite values in {name}: the training that wrote it "
+                "had diverged; give an earlier checkpoint"
+            )
+        for target, rule in targets:
+            reshaped = _reshape(rule, name, state_dict, report)
+            if target in given:
+                reshaped = given[target].tensor + reshaped
+            given[target] = Given(name, reshaped)
+    return given
+
+
+def _reshape(
+    rule: Rule, name: str, state_dict: Mapping[str, Tensor], report: ConversionReport
+) -> Tensor:
+    module = name.rsplit(".", maxsplit=2)[0]
+    try:
+        return rule.reshape(state_dict[name], lambda other: state_dict.get(f"{module}.{other}"))
+    except (AttributeError, IndexError, RuntimeError) as error:
+        raise CheckpointMismatchError(
+            f"{report.origin} is not of the layout {report.source}: {name} is "
+            f"{tuple(state_dict[name].shape)}"
+        ) from error
+
+
+def _start_sliding(model: nn.Module, given: dict[str, Given], report: ConversionReport) -> set[str]:
+    """Where the model slides and the checkpoint doesn't, keep query, key, value and projection.
+
+    Returns:
+        Names of the weights that start at zero.
+    """
+    zeros = set()
+    for path in _starting_mixers(model, given, report.origin):
+        for kind in ("weight", "bias"):
+            if f"{path}.kv.{kind}" in given:
+                query, key_value = given.pop(f"{path}.q.{kind}"), given.pop(f"{path}.kv.{kind}")
+                joined = torch.cat([query.tensor, key_value.tensor])
+                given[f"{path}.qkv.{kind}"] = Given(query.source_name, joined)
+        kept = tuple(f"{path}.{layer}." for layer in ("qkv", "proj"))
+        dropped = [n for n in given if n.startswith(f"{path}.") and not n.startswith(kept)]
+        for source_name, tensor in map(given.pop, dropped):
+            note = "of the attention that slides now"
+            report.left_over.append(Entry(source_name, tensor.numel(), note))
+        zeros |= {f"{path}.{name}" for name in _LEARNED_OF_TAPS}
+    return zeros
+
+
+def _starting_mixers(model: nn.Module, given: Mapping[str, Given], origin: str) -> list[str]:
+    """List the mixers that slide in the model and are another attention in the checkpoint."""
+    mixers = {name.partition(".mixer.")[0] + ".mixer" for name in given if ".mixer." in name}
+    starting = []
+    for path in sorted(mixers & dict(model.named_modules()).keys()):
+        slides = isinstance(model.get_submodule(path), SlideAttention)
+        slid = f"{path}.deformed_kernel" in given
+        if slid and not slides:
+            raise CheckpointMismatchError(
+                f"{origin} slides in stage {path.split('.')[1]} and the model does not: list the "
+                "stage in slide_stages"
+            )
+        if slides and not slid:
+            starting.append(path)
+    return starting
+
+
+def _fit(
+    model: nn.Module, name: str, given: Given, expected: Tensor, report: ConversionReport
+) -> Tensor:
+    """Copy a tensor, or interpolate a table of positions to another size."""
+    tensor, sizes = given.tensor, (tuple(given.tensor.shape), tuple(expected.shape))
+    if tensor.shape == expected.shape:
+        report.copied.append(Entry(name, tensor.numel()))
+    else:
+        tensor = _resample(tensor, expected, model.get_submodule(name.rpartition(".")[0]))
+        if tensor is None:
+            raise CheckpointMismatchError(
+                f"{report.origin} does not fit {report.model}: "
+                f"{_describe_misfit(name, *sizes)}; give the checkpoint of this architecture, or "
+                "the arch of this checkpoint"
+            )
+        note = f"{sizes[0]} -> {sizes[1]}"
+        report.resampled.append(Entry(name, tensor.numel(), note))
+    return tensor.to(expected.dtype).clone(memory_format=torch.contiguous_format)
+
+
+def _resample(tensor: Tensor, expected: Tensor, module: nn.Module) -> Tensor | None:
+    """Interpolate a table of positions as its model does or its authors do; None for others."""
+    tensor = tensor.float()
+    if isinstance(module, AbsolutePositionEmbedding) and tensor.shape[:2] == expected.shape[:2]:
+        return F.interpolate(tensor, size=expected.shape[2:], mode="bilinear")
+    is_table = tensor.ndim == expected.ndim == 2 and tensor.shape[1] == expected.shape[1]
+    if isinstance(module, ShiftedWindowAttention) and is_table:
+        window_size = (module.window_size, module.window_size)
+        return resize_rel_pos_bias_table_simple(tensor, window_size, expected.shape)
+    return None
+
+
+def _describe_misfit(name: str, given: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    if name == "stages.0.downsample.proj.weight" and given[1] != expected[1]:
+        return f"it takes images of {given[1]} channels and the model of {expected[1]}"
+    return f"{name} is {given} in the checkpoint and {expected} in the model"
+
+
+def _is_classifier(name: str) -> bool:
+    return name.startswith("head.")
+
+
+def _is_other_classifier(name: str, given: Given, expected: Tensor) -> bool:
+    """Whether it tells other classes apart; the model's own then stays."""
+    return _is_classifier(name) and given.tensor.shape != expected.shape
+
+
+def _why_left_over(model: nn.Module, name: str) -> str:
+    if _is_classifier(name):
+        return "classifier"
+    if name.startswith("out_norms."):
+        return "norm of features that the model doesn't return"
+    built = len(model.stages)
+    if name.startswith("stages.") and int(name.split(".")[1]) >= built:
+        return "stage that the model doesn't build"
+    return NO_PLACE
