@@ -263,9 +263,13 @@ def find_crossings(sides: Sequence[int], ratios: Sequence[float | None]) -> list
 
     Args:
         sides: Sides of square images, ascending.
-        ratios: A ratio for each, None where it is unknown.
+        ratios: A ratio for each, None where it is unknown. Those within 5 % of 1 are passed over.
     """
-    known = [(math.log(n), math.log(x)) for n, x in zip(sides, ratios, strict=True) if x]
+    known = [
+        (math.log(side), math.log(ratio))
+        for side, ratio in zip(sides, ratios, strict=True)
+        if _differs(ratio)
+    ]
     return [
         math.exp(side + (next_side - side) * start / (start - stop))
         for (side, start), (next_side, stop) in itertools.pairwise(known)
@@ -273,18 +277,24 @@ def find_crossings(sides: Sequence[int], ratios: Sequence[float | None]) -> list
     ]
 
 
+def _differs(ratio: float | None) -> bool:
+    return ratio is not None and abs(ratio - 1) >= _NOISE
+
+
 def _where_cheaper(numbers: Mapping[str, Any], quantity: str, part: str) -> str:
-    ratios = [x for x in numbers["ratios"][quantity].get(part, ()) if x]
-    if not ratios:
-        return "not measured"
-    if all(abs(ratio - 1) < _NOISE for ratio in ratios):
-        return f"nowhere, within {_NOISE:.0%}"
+    ratios = numbers["ratios"][quantity].get(part, ())
+    sizes = [(n, x) for n, x in zip(numbers["sides"], ratios, strict=False) if _differs(x)]
+    if not sizes:
+        return "nowhere, within 5 %"
     crossings = numbers["crossings"][quantity][part]
-    if not crossings:
-        return "at every size" if ratios[0] < 1 else "at no size"
-    # With every crossing the two change places.
-    sides = [f"{side:.0f} px" for side in crossings]
-    return ("below " if ratios[0] < 1 else "above ") + ", then not, ".join(sides)
+    if crossings:  # With every crossing the two change places.
+        sides = [f"{side:.0f} px" for side in crossings]
+        return ("below " if sizes[0][1] < 1 else "above ") + ", then not, ".join(sides)
+    if sizes[0][1] > 1:
+        return "at no size"
+    if len(sizes) == len(ratios):
+        return "at every size"
+    return f"at {', '.join(str(side) for side, _ in sizes)} px"
 
 
 def _header(models: Mapping[str, Any]) -> list[str]:
