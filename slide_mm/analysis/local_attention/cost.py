@@ -1,6 +1,7 @@
 """Time, memory and operations of a backbone and its stages, by the size of the image."""
 
 import copy
+import ctypes
 import itertools
 import math
 import pickle
@@ -178,6 +179,9 @@ class _Memory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # glibc keeps what has been freed, and a later part would take it without being seen.
+        on_cpu = device.type == "cpu"
+        self.trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if on_cpu else None
         self.held: dict[str, float] = {}
         self.peaks: dict[str, float] = defaultdict(float)
 
@@ -185,6 +189,8 @@ class _Memory:
         peak = read_peak(self.device)
         for part, held in self.held.items():
             self.peaks[part] = max(self.peaks[part], peak - held)
+        if self.trim is not None:
+            self.trim(0)
         return reset_peak(self.device)
 
     def begin(self, part: str) -> None:
@@ -195,6 +201,7 @@ class _Memory:
         del self.held[part]
 
 
+@torch.no_grad()
 def count_parts(model: HierarchicalBackbone, side: int) -> dict[str, int]:
     """Count the multiply-adds of the backbone, its stages and their attention layers."""
     model = copy.deepcopy(model).to("meta")

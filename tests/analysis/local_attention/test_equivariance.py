@@ -10,7 +10,7 @@ def test_sliding_stages_move_with_the_image_and_windows_do_not(backbones, photog
     sliding, original = numbers["sliding"], numbers["original"]
     assert [x["error"] < 1e-5 for x in sliding] == [True, True, False, False]
     assert [x["border_excluded"] for x in sliding] == [True, True, False, False]
-    assert min(x["error"] for x in original) > 1e-3
+    assert min(x["error"] for x in original) > 1e-4
     assert [x["stride"] for x in original] == [4, 8, 16, 32]
     assert original[0]["mixer"] == "ShiftedWindowAttention"
 
