@@ -1,6 +1,5 @@
 """Time and memory of computations that could take each other's place."""
 
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -151,16 +150,12 @@ def _measure_peak(build: Callable, arguments: tuple, index: int, device: torch.d
 def reset_peak(device: torch.device) -> float:
     """Forget the peak memory so far, and say how much is held now, in MiB.
 
-    On a CPU this is the resident memory of the process, which Linux knows; what has been freed is
-    given back first.
+    On a CPU this is the resident memory of the process, which Linux knows.
     """
     if device.type != "cpu":
         module = torch.get_device_module(device)
         module.reset_peak_memory_stats(device)
         return module.memory_allocated(device) / 2**20
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _resident("VmRSS") / 2**10
 

@@ -74,9 +74,9 @@ def check_local_attention(
     """
     sizes = _check_sizes(sizes)
     place = check_device(device)
-    out = _make_folder(Path(out))
     model, backbones = _load_models(config, checkpoint, against, place)
     photographs = _read_photographs(images, points, model)
+    out = _make_folder(Path(out))
     sliding = next(iter(backbones.values()))
     environment = describe_environment(place)
 
@@ -196,7 +196,7 @@ def _read_photographs(
         chosen = [(int(x * width), int(y * height)) for x, y in points]
         photographs.append(
             Photograph(
-                Path(name).name,
+                name,
                 pixels,
                 _preprocess(pixels, model),
                 chosen or salient_points(pixels, NUM_POINTS),

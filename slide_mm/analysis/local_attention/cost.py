@@ -1,6 +1,7 @@
 """Time, memory and operations of a backbone and its stages, by the size of the image."""
 
 import copy
+import ctypes
 import itertools
 import math
 import pickle
@@ -178,6 +179,9 @@ class _Memory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # glibc keeps what has been freed, and a later part would take it without being seen.
+        on_cpu = device.type == "cpu"
+        self.trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if on_cpu else None
         self.held: dict[str, float] = {}
         self.peaks: dict[str, float] = defaultdict(float)
 
@@ -185,6 +189,8 @@ class _Memory:
         peak = read_peak(self.device)
         for part, held in self.held.items():
             self.peaks[part] = max(self.peaks[part], peak - held)
+        if self.trim is not None:
+            self.trim(0)
         return reset_peak(self.device)
 
     def begin(self, part: str) -> None:
@@ -195,6 +201,7 @@ class _Memory:
         del self.held[part]
 
 
+@torch.no_grad()
 def count_parts(model: HierarchicalBackbone, side: int) -> dict[str, int]:
     """Count the multiply-adds of the backbone, its stages and their attention layers."""
     model = copy.deepcopy(model).to("meta")
@@ -263,9 +270,13 @@ def find_crossings(sides: Sequence[int], ratios: Sequence[float | None]) -> list
 
     Args:
         sides: Sides of square images, ascending.
-        ratios: A ratio for each, None where it is unknown.
+        ratios: A ratio for each, None where it is unknown. Those within 5 % of 1 are passed over.
     """
-    known = [(math.log(n), math.log(x)) for n, x in zip(sides, ratios, strict=True) if x]
+    known = [
+        (math.log(side), math.log(ratio))
+        for side, ratio in zip(sides, ratios, strict=True)
+        if _differs(ratio)
+    ]
     return [
         math.exp(side + (next_side - side) * start / (start - stop))
         for (side, start), (next_side, stop) in itertools.pairwise(known)
@@ -273,18 +284,24 @@ def find_crossings(sides: Sequence[int], ratios: Sequence[float | None]) -> list
     ]
 
 
+def _differs(ratio: float | None) -> bool:
+    return ratio is not None and abs(ratio - 1) >= _NOISE
+
+
 def _where_cheaper(numbers: Mapping[str, Any], quantity: str, part: str) -> str:
-    ratios = [x for x in numbers["ratios"][quantity].get(part, ()) if x]
-    if not ratios:
-        return "not measured"
-    if all(abs(ratio - 1) < _NOISE for ratio in ratios):
-        return f"nowhere, within {_NOISE:.0%}"
+    ratios = numbers["ratios"][quantity].get(part, ())
+    sizes = [(n, x) for n, x in zip(numbers["sides"], ratios, strict=False) if _differs(x)]
+    if not sizes:
+        return "nowhere, within 5 %"
     crossings = numbers["crossings"][quantity][part]
-    if not crossings:
-        return "at every size" if ratios[0] < 1 else "at no size"
-    # With every crossing the two change places.
-    sides = [f"{side:.0f} px" for side in crossings]
-    return ("below " if ratios[0] < 1 else "above ") + ", then not, ".join(sides)
+    if crossings:  # With every crossing the two change places.
+        sides = [f"{side:.0f} px" for side in crossings]
+        return ("below " if sizes[0][1] < 1 else "above ") + ", then not, ".join(sides)
+    if sizes[0][1] > 1:
+        return "at no size"
+    if len(sizes) == len(ratios):
+        return "at every size"
+    return f"at {', '.join(str(side) for side, _ in sizes)} px"
 
 
 def _header(models: Mapping[str, Any]) -> list[str]:
