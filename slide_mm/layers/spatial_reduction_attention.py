@@ -1,5 +1,6 @@
 """Global attention to a reduced map, from PVT."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,8 +50,8 @@ class SpatialReductionAttention(nn.Module):
     def reduce(self, x: Tensor) -> Tensor:
         """Coarsen tokens (B, H, W, C) by ``sr_ratio``; a map smaller than that is padded."""
         height, width = x.shape[1:3]
-        padding = (0, 0, 0, max(0, self.sr_ratio - width), 0, max(0, self.sr_ratio - height))
-        image = F.pad(x, padding).permute(0, 3, 1, 2)
+        right, below = (torch.sym_max(0, self.sr_ratio - side) for side in (width, height))
+        image = F.pad(x, (0, 0, 0, right, 0, below)).permute(0, 3, 1, 2)
         return self.norm(self.sr(image).permute(0, 2, 3, 1))
 
     def forward(self, x: Tensor) -> Tensor:
