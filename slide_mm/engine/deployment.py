@@ -166,7 +166,7 @@ def _write(
     make_exportable(model)
     batch, height, width = size or _TRACED_SIZE
     image = torch.randn(batch, model.in_channels, height, width)
-    dynamic = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)} if size is None else None
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC) if size is None else None
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -75,9 +75,9 @@ class ShiftedWindowAttention(nn.Module):
         """Shift along each side: none where one window covers it."""
         if self.shift_size == 0:
             return 0, 0
-        return tuple(
-            torch.sym_ite(side <= self.window_size, 0, self.shift_size) for side in (height, width)
-        )
+        # In whole numbers, as sides may be symbols: 1 // count is 1 for one window, else 0.
+        counts = ((side + self.window_size - 1) // self.window_size for side in (height, width))
+        return tuple(self.shift_size * (1 - 1 // count) for count in counts)
 
     def attend(self, windows: Tensor, attention_bias: Tensor) -> Tensor:
         """Attend inside windows (B, num_windows, N, C), N tokens a window."""
