@@ -1,6 +1,5 @@
 """Global attention to a reduced map, from PVT."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,7 +49,10 @@ class SpatialReductionAttention(nn.Module):
     def reduce(self, x: Tensor) -> Tensor:
         """Coarsen tokens (B, H, W, C) by ``sr_ratio``; a map smaller than that is padded."""
         height, width = x.shape[1:3]
-        right, below = (torch.sym_max(0, self.sr_ratio - side) for side in (width, height))
+        # In whole numbers, as sides may be symbols: the factor is 1 if the side is too short, else 0.
+        right, below = (
+            1 // (1 + side // self.sr_ratio) * (self.sr_ratio - side) for side in (width, height)
+        )
         image = F.pad(x, (0, 0, 0, right, 0, below)).permute(0, 3, 1, 2)
         return self.norm(self.sr(image).permute(0, 2, 3, 1))
 
