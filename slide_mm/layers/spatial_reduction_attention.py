@@ -49,7 +49,7 @@ class SpatialReductionAttention(nn.Module):
     def reduce(self, x: Tensor) -> Tensor:
         """Coarsen tokens (B, H, W, C) by ``sr_ratio``; a map smaller than that is padded."""
         height, width = x.shape[1:3]
-        # In whole numbers, as sides may be symbols: 1 // (...) is 1 if the side is too short, else 0.
+        # Sides may be symbols: 1 // (...) is 1 for a side that is too short, and else 0.
         right, below = (
             1 // (1 + side // self.sr_ratio) * (self.sr_ratio - side) for side in (width, height)
         )
