@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from slide_mm.analysis import plot_run, read_scalars, tile_pictures
+from slide_mm.analysis import plot_runs, read_scalars, tile_pictures
 from slide_mm.datasets import make_demo_scenes
 
 EXAMPLE = """example:
@@ -70,8 +70,8 @@ def run_demo(work_dir: Path, options: list[str]) -> None:
     for task, paths in pictures.items():
         tile_pictures(paths[:NUM_PICTURES], work_dir / f"{task}.png")
         scalars = percent_to_fraction(read_scalars(work_dir / task))
-        metrics = {name: label for name, label in METRICS.items() if name in scalars}
-        plot_run(scalars, metrics, work_dir / f"{task}_curves.png", f"demo: {task}")
+        names = ["loss", *(name for name in METRICS if name in scalars)]
+        plot_runs({task: scalars}, work_dir / f"{task}_curves.png", names, METRICS)
     report(work_dir, seconds)
 
 

@@ -1,7 +1,7 @@
 """What the tools show: curves, pictures, counts and tables."""
 
 from slide_mm.analysis.complexity import Complexity, count_complexity, count_flops
-from slide_mm.analysis.logs import plot_metric, plot_run, read_scalars
+from slide_mm.analysis.logs import list_curves, plot_runs, read_scalars
 from slide_mm.analysis.model_index import fill_in_metafile, group_by_metafile
 from slide_mm.analysis.pictures import tile_pictures
 from slide_mm.analysis.tables import (
@@ -28,8 +28,8 @@ __all__ = [
     "group_by_metafile",
     "group_by_readme",
     "list_configs",
-    "plot_metric",
-    "plot_run",
+    "list_curves",
+    "plot_runs",
     "read_paper",
     "read_scalars",
     "tile_pictures",

@@ -1,18 +1,29 @@
 """MMEngine's logs of a training."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
+# (step, value) pairs by name. Steps are iterations, or epochs where metrics are logged by epoch.
+Scalars = dict[str, list[tuple[int, float]]]
 
-def read_scalars(run_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Read what the last training or test in a work folder has logged.
+# Logged with the others, and about the run rather than the model.
+_NOT_DRAWN = {"base_lr", "data_time", "epoch", "iter", "memory", "time"}
+_MAX_COLUMNS = 4
+
+
+def read_scalars(run_dir: str | Path) -> Scalars:
+    """Read what the last training in a work folder has logged, also if it was resumed.
+
+    A log that begins later than the one before it goes on with that training; what the earlier
+    one says of the same steps is left out.
 
     Args:
-        run_dir: Work folder of ``tools/train.py`` or ``tools/test.py``. A training that has been
-            resumed there counts as one.
+        run_dir: Work folder of ``tools/train.py`` or ``tools/test.py``.
 
     Returns:
         (step, value) pairs by name, such as ``'loss'`` or ``'coco/bbox_mAP'``; empty for a test,
@@ -24,66 +35,88 @@ def read_scalars(run_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
     logs = sorted(Path(run_dir).glob("*/vis_data/scalars.json"))
     if not logs:
         raise FileNotFoundError(f"{run_dir} holds no log of a training: give its work folder")
-    records: list[dict[str, float]] = []
+    scalars: Scalars = {}
     for log in logs:
-        new = [json.loads(line) for line in log.read_text().splitlines()]
-        new = [record for record in new if "step" in record]
-        # A resumed training goes on after its checkpoint, a new one begins at the beginning.
-        first = min((record["step"] for record in new), default=0)
-        records = [record for record in records if record["step"] < first] + new
-    scalars: dict[str, list[tuple[int, float]]] = {}
+        scalars = _join(scalars, _collect(_records(log)))
+    return scalars
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # A killed process leaves half a line.
+            continue
+
+
+def _collect(records: Iterator[dict[str, Any]]) -> Scalars:
+    scalars: Scalars = {}
     for record in records:
         for name, value in record.items():
-            if name != "step":
+            if name != "step" and "step" in record:
                 scalars.setdefault(name, []).append((record["step"], value))
     return scalars
 
 
-def plot_run(
-    scalars: Mapping[str, Sequence[tuple[int, float]]],
-    metrics: Mapping[str, str],
+def _join(earlier: Scalars, later: Scalars) -> Scalars:
+    common = earlier.keys() & later.keys()
+    if not common or any(later[name][0][0] <= earlier[name][0][0] for name in common):
+        return later or earlier
+    return {
+        name: [point for point in earlier.get(name, []) if point[0] < points[0][0]] + points
+        for name, points in {**earlier, **later}.items()
+    }
+
+
+def list_curves(scalars: Scalars) -> list[str]:
+    """Names worth drawing: the loss, its parts, the learning rate, and then all others."""
+    names = [name for name in scalars if name not in _NOT_DRAWN]
+    return sorted(names, key=lambda name: (name != "loss", "loss" not in name, name != "lr"))
+
+
+def plot_runs(
+    runs: Mapping[str, Scalars],
     out: str | Path,
-    title: str,
+    names: Sequence[str],
+    labels: Mapping[str, str] | None = None,
 ) -> None:
-    """Plot the loss and some metrics of one training over its iterations.
+    """Draw what trainings have logged, a panel for each name and a line for each run.
 
     Args:
-        scalars: See :func:`read_scalars`.
-        metrics: Label by name of the metrics to draw, which lie between 0 and 1.
+        runs: See :func:`read_scalars`, by the run's name in the legend.
         out: Picture to write.
-        title: Its headline.
+        names: What to draw. A run that lacks one has no line there.
+        labels: Titles of panels by name. Default: the names.
     """
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
-    left.plot(*zip(*scalars["loss"], strict=True))
-    left.set(xlabel="iteration", ylabel="training loss", ylim=(0, None))
-    for name, label in metrics.items():
-        right.plot(*zip(*scalars[name], strict=True), marker="o", label=label)
-    right.set(xlabel="iteration", ylabel="on held-out scenes", ylim=(0, 1))
-    right.legend(loc="lower right")
-    for axes in (left, right):
+    num_columns = min(_MAX_COLUMNS, math.ceil(math.sqrt(len(names))))
+    num_rows = math.ceil(len(names) / num_columns)
+    figure = Figure(figsize=(3.6 * num_columns, 2.6 * num_rows + 0.4), layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for axes, name in zip(panels, names, strict=False):
+        for index, (run, scalars) in enumerate(runs.items()):
+            points = scalars.get(name, [])
+            axes.plot(
+                [step for step, _ in points],
+                [value for _, value in points],
+                color=f"C{index}",
+                label=run,
+                marker="." if len(points) < 30 else None,
+            )
+        axes.set_title((labels or {}).get(name, name), fontsize="medium")
+        axes.set_xlabel(_count(runs.values(), name), fontsize="small")
+        axes.tick_params(labelsize="small")
         axes.grid(alpha=0.3)
-    figure.savefig(out, dpi=120)
+    for axes in panels[len(names) :]:
+        axes.remove()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure.savefig(out, dpi=110)
 
 
-def plot_metric(
-    runs: Mapping[str, Sequence[tuple[int, float]]], label: str, target: float, out: str | Path
-) -> None:
-    """Plot one metric of several trainings over their iterations.
-
-    Args:
-        runs: (step, value) pairs by what to call a training.
-        label: What the metric is called.
-        target: Value to draw a line at.
-        out: Picture to write.
-    """
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for name, values in runs.items():
-        axes.plot(*zip(*values, strict=True), marker="o", markersize=3, label=name)
-    axes.axhline(target, color="gray", linestyle="--", linewidth=1)
-    axes.set(xlabel="iteration", ylabel=label, xlim=(0, None), ylim=(0, None))
-    axes.legend(loc="lower right")
-    axes.grid(alpha=0.3)
-    figure.savefig(out, dpi=100)
+def _count(runs: Iterable[Scalars], name: str) -> str:
+    """What the steps of a name count. Trainings by epoch log metrics, and only them, by epoch."""
+    for scalars in runs:
+        points, iterations = scalars.get(name, []), scalars.get("iter", [])
+        by_epoch = "epoch" in scalars and len(points) != len(iterations)
+        if points and by_epoch and points[-1][0] < iterations[-1][0]:
+            return "epoch"
+    return "iteration"

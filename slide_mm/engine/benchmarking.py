@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from slide_mm.engine.outputs import PICTURES, check_device, check_output, write_atomically
 from slide_mm.engine.reporting import ConfigError
 
 
@@ -60,9 +60,8 @@ def run_benchmark(
     plot(report, args.out)
     print(f"\npicture: {args.out}")
     if args.json:
-        unfinished = args.json.with_name(f".{args.json.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(args.json)
+        with write_atomically(args.json) as file:
+            file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         print(f"figures: {args.json}")
 
 
@@ -71,18 +70,7 @@ def _check_options(args: argparse.Namespace) -> torch.device:
         number = getattr(args, name)
         if number is not None and number < 1:
             raise ConfigError(f"--{name} is {number}: give a positive number")
-    for path in filter(None, (args.json, args.out)):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error}") from error
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise ConfigError(f"{path} cannot be written: give another file")
-    if args.out.suffix not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"--out is {args.out}: name a picture ending in .png, .svg or .pdf")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"--device {args.device} cannot be used: {first_line}") from error
-    return torch.device(args.device)
+    check_output(args.out, PICTURES)
+    if args.json:
+        check_output(args.json)
+    return check_device(args.device)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from slide_mm.analysis import plot_metric, read_scalars
+from slide_mm.analysis import plot_runs, read_scalars
 from slide_mm.engine.reporting import ConfigError
 
 
@@ -25,18 +25,18 @@ def compare_runs(
     Raises:
         ConfigError: If a folder holds no training with that metric.
     """
-    curves = {}
+    runs = {}
     for name, work_dir in work_dirs.items():
         try:
-            curves[name] = read_scalars(work_dir)[metric]
+            runs[name] = {metric: read_scalars(work_dir)[metric]}
         except (FileNotFoundError, KeyError) as error:
             raise ConfigError(
                 f"{work_dir} holds no training with {metric}: give work folders of tools/train.py, "
                 "and a metric that their logs name"
             ) from error
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    plot_metric(curves, metric, target, out)
+    plot_runs(runs, out, [metric])
     return {
-        name: next((step for step, value in curve if value >= target), None)
-        for name, curve in curves.items()
+        name: next((step for step, value in scalars[metric] if value >= target), None)
+        for name, scalars in runs.items()
     }

@@ -1,34 +1,71 @@
 import json
+import random
 
 import pytest
 from PIL import Image
 
-from slide_mm.analysis import plot_run, read_scalars
+from slide_mm.analysis import list_curves, plot_runs, read_scalars
 
 
-def write_log(run_dir, name, records):
+def write_log(run_dir, name, records, end=""):
     folder = run_dir / name / "vis_data"
     folder.mkdir(parents=True)
     lines = [json.dumps(record) for record in records]
-    (folder / "scalars.json").write_text("\n".join(lines))
+    (folder / "scalars.json").write_text("\n".join(lines) + end)
 
 
-def test_last_run_is_read_and_plotted(tmp_path):
-    write_log(tmp_path, "20260101_000000", [{"loss": 9.0, "step": 20}, {"loss": 8.0, "step": 40}])
-    records = [{"loss": 2.0, "lr": 0.1, "step": 20}, {"coco/bbox_mAP": 0.5, "step": 30}]
-    write_log(tmp_path, "20260101_000001", [*records, {"mIoU": 40.0}])
+def records_of(first, last, loss):
+    return [{"loss": loss, "lr": 0.1, "step": step} for step in range(first, last, 20)]
+
+
+def test_last_training_is_read(tmp_path):
+    write_log(tmp_path, "20260101_000000", [{"old": 9.0, "loss": 9.0, "step": 20}])
+    metrics = [{"coco/bbox_mAP": 0.5, "step": 30}, {"mIoU": 40.0}]
+    write_log(tmp_path, "20260101_000001", [*records_of(20, 60, 2.0), *metrics])
     scalars = read_scalars(tmp_path)
-    assert scalars == {"loss": [(20, 2.0)], "lr": [(20, 0.1)], "coco/bbox_mAP": [(30, 0.5)]}
-    out = tmp_path / "curves.png"
-    plot_run(scalars, {"coco/bbox_mAP": "box AP"}, out, "a run")
-    assert len(Image.open(out).convert("RGB").getcolors(1 << 20)) > 10
+    assert scalars == {
+        "loss": [(20, 2.0), (40, 2.0)],
+        "lr": [(20, 0.1), (40, 0.1)],
+        "coco/bbox_mAP": [(30, 0.5)],
+    }
 
 
-def test_resumed_run_counts_as_one(tmp_path):
-    first = [{"loss": 3.0 - step / 20, "step": step} for step in (20, 40, 60)]
-    write_log(tmp_path, "20260101_000000", first)
-    write_log(tmp_path, "20260101_000001", [{"loss": 0.5, "step": 60}, {"loss": 0.4, "step": 80}])
-    assert read_scalars(tmp_path)["loss"] == [(20, 2.0), (40, 1.0), (60, 0.5), (80, 0.4)]
+def test_resumed_training_is_joined(tmp_path):
+    """Killed at a random step, with half a line, it goes on from the checkpoint before."""
+    killed = random.randrange(120, 300, 20)
+    write_log(tmp_path, "1", [*records_of(20, killed, 1.0), {"mIoU": 1.0, "step": 5}], "\n{'loss")
+    write_log(tmp_path, "2", [*records_of(100, 401, 2.0), {"mIoU": 2.0, "step": 105}])
+    scalars = read_scalars(tmp_path)
+    assert scalars["loss"] == [(step, 1.0 + (step >= 100)) for step in range(20, 401, 20)]
+    assert scalars["mIoU"] == [(5, 1.0), (105, 2.0)]
+
+
+def test_every_run_is_drawn_in_every_panel(tmp_path):
+    runs = {
+        name: {
+            "time": [(20, 1.0)],
+            "lr": [(20, 0.1), (40, value)],
+            "loss_cls": [(20, 1.0), (40, value)],
+            "epoch": [(20, 1), (40, 2)],
+            "iter": [(20, 20), (40, 40)],
+            "loss": [(20, 1.0), (40, value)],
+            "coco/bbox_mAP": [(1, value)],
+        }
+        for name, value in (("first", 2.0), ("second", 3.0))
+    }
+    names = list_curves(runs["first"])
+    assert names == ["loss", "loss_cls", "lr", "coco/bbox_mAP"]
+    out = tmp_path / "curves.svg"
+    plot_runs(runs, out, names, {"coco/bbox_mAP": "box AP"})
+    text = out.read_text()
+    for title in ("first", "second", "loss_cls", "box AP"):
+        assert f"<!-- {title} -->" in text
+    # One panel counts epochs.
+    assert text.count("<!-- iteration -->") == 3
+    assert text.count("<!-- epoch -->") == 1
+    plot_runs(runs, tmp_path / "curves.png", names)
+    colors = {color for _, color in Image.open(tmp_path / "curves.png").getcolors(1 << 20)}
+    assert {(31, 119, 180, 255), (255, 127, 14, 255)} <= colors
 
 
 def test_folder_without_a_log_is_named(tmp_path):

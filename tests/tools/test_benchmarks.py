@@ -33,9 +33,9 @@ def test_benchmark_of_the_operation(run_tool, tmp_path):
         (["attention", "--shapes", "A", "1x2x3"], "shape '1x2x3': give one of A, B, C, or"),
         (["attention", "--contenders", "best"], "no contender 'best' here: choose from window"),
         (["attention", "--rounds", "0"], "--rounds is 0: give a positive number"),
-        (["attention", "--out", "picture"], "--out is picture: name a picture"),
+        (["attention", "--out", "picture"], "--out is picture: name a file"),
         (["attention", "--device", "nonsense"], "--device nonsense cannot be used:"),
-        (["attention", "--json", "README.md/x.json"], "README.md/x.json cannot be written:"),
+        (["attention", "--json", "README.md/x.json"], "README.md cannot be written:"),
         (["backbones", "--sizes", "800"], "size '800': give HEIGHTxWIDTH"),
     ],
 )
