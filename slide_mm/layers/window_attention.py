@@ -64,11 +64,12 @@ class ShiftedWindowAttention(nn.Module):
         x = pad_to_multiple(x, self.window_size)
         shifts = self.shifts(height, width)
         padded_size = tuple(x.shape[1:3])
-        x = roll(x, [-shift for shift in shifts])
+        x = rotate(x, shifts) if _is_shifted(shifts) else x
         windows = partition_windows(x, self.window_size)
         windows = self.attend(windows, self.attention_bias(padded_size, shifts))
         x = merge_windows(windows, self.window_size, padded_size)
-        x = roll(x, shifts)
+        if _is_shifted(shifts):
+            x = rotate(x, [side - shift for side, shift in zip(padded_size, shifts, strict=True)])
         return self.proj_drop(self.proj(x[:, :height, :width]))
 
     def shifts(self, height: int, width: int) -> tuple[int, int]:
@@ -100,7 +101,7 @@ class ShiftedWindowAttention(nn.Module):
         tokens = self.window_size**2
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(1, tokens, tokens, self.num_heads).permute(0, 3, 1, 2)
-        if not _any_shift(shifts):
+        if not _is_shifted(shifts):
             return bias
         # A trace wants the mask's operations, and the cache no traced or fake tensor.
         plain = type(bias) is Tensor and not torch.jit.is_tracing()
@@ -116,20 +117,19 @@ class ShiftedWindowAttention(nn.Module):
         )
 
 
-def roll(x: Tensor, shifts: Sequence[int]) -> Tensor:
-    """Roll the rows and columns of (B, H, W, C); shifts may be symbols in an exported graph."""
-    if not _any_shift(shifts):
-        return x
-    if all(isinstance(shift, int) for shift in shifts):
-        return x.roll(shifts, dims=(1, 2))
-    for dim, shift in enumerate(shifts, 1):
-        side = x.shape[dim]
-        x = x.index_select(dim, (torch.arange(side, device=x.device) + (side - shift)) % side)
+def rotate(x: Tensor, starts: Sequence[int]) -> Tensor:
+    """Let rows and columns of (B, H, W, C) begin at ``starts``; those before come last."""
+    if all(isinstance(start, int) for start in starts):
+        return x.roll([-start for start in starts], dims=(1, 2))
+    # Symbols of an exported graph, which knows no such roll.
+    for dim, start in enumerate(starts, 1):
+        parts = torch.arange(start, x.shape[dim]), torch.arange(start)
+        x = x.index_select(dim, torch.cat(parts).to(x.device))
     return x
 
 
-def _any_shift(shifts: Sequence[int]) -> bool:
-    """Whether anything is shifted; what a symbol stands for is not known, and it may be 0."""
+def _is_shifted(shifts: Sequence[int]) -> bool:
+    """Whether anything is shifted; a symbol may stand for 0, too."""
     return any(not isinstance(shift, int) or shift != 0 for shift in shifts)
 
 
