@@ -22,8 +22,7 @@ class AbsolutePositionEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the positions to tokens (B, H, W, C)."""
-        table, sides = self.table, x.shape[1:3]
-        # In an exported graph the sides are symbols, and may be anything.
-        if not all(isinstance(side, int) for side in sides) or table.shape[2:] != sides:
-            table = F.interpolate(table, size=sides, mode="bilinear")
+        table = self.table
+        if table.shape[2:] != x.shape[1:3]:
+            table = F.interpolate(table, size=x.shape[1:3], mode="bilinear")
         return x + table.permute(0, 2, 3, 1)

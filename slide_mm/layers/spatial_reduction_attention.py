@@ -49,11 +49,8 @@ class SpatialReductionAttention(nn.Module):
     def reduce(self, x: Tensor) -> Tensor:
         """Coarsen tokens (B, H, W, C) by ``sr_ratio``; a map smaller than that is padded."""
         height, width = x.shape[1:3]
-        # Sides may be symbols: 1 // (...) is 1 for a side that is too short, and else 0.
-        right, below = (
-            1 // (1 + side // self.sr_ratio) * (self.sr_ratio - side) for side in (width, height)
-        )
-        image = F.pad(x, (0, 0, 0, right, 0, below)).permute(0, 3, 1, 2)
+        padding = (0, 0, 0, max(0, self.sr_ratio - width), 0, max(0, self.sr_ratio - height))
+        image = F.pad(x, padding).permute(0, 3, 1, 2)
         return self.norm(self.sr(image).permute(0, 2, 3, 1))
 
     def forward(self, x: Tensor) -> Tensor:

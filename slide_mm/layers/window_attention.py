@@ -1,7 +1,6 @@
 """Attention inside shifted windows, from Swin Transformer."""
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,22 +61,16 @@ class ShiftedWindowAttention(nn.Module):
         """Map tokens (B, H, W, C) to tokens of the same shape."""
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, self.window_size)
-        shifts = self.shifts(height, width)
+        shifts = tuple(
+            0 if side <= self.window_size else self.shift_size for side in (height, width)
+        )
         padded_size = tuple(x.shape[1:3])
-        x = roll(x, [-shift for shift in shifts])
+        x = x.roll([-shift for shift in shifts], dims=(1, 2)) if any(shifts) else x
         windows = partition_windows(x, self.window_size)
         windows = self.attend(windows, self.attention_bias(padded_size, shifts))
         x = merge_windows(windows, self.window_size, padded_size)
-        x = roll(x, shifts)
+        x = x.roll(shifts, dims=(1, 2)) if any(shifts) else x
         return self.proj_drop(self.proj(x[:, :height, :width]))
-
-    def shifts(self, height: int, width: int) -> tuple[int, int]:
-        """Shift along each side: none where one window covers it."""
-        if self.shift_size == 0:
-            return 0, 0
-        # In whole numbers, as sides may be symbols: 1 // count is 1 for one window, else 0.
-        counts = ((side + self.window_size - 1) // self.window_size for side in (height, width))
-        return tuple(self.shift_size * (1 - 1 // count) for count in counts)
 
     def attend(self, windows: Tensor, attention_bias: Tensor) -> Tensor:
         """Attend inside windows (B, num_windows, N, C), N tokens a window."""
@@ -100,7 +93,7 @@ class ShiftedWindowAttention(nn.Module):
         tokens = self.window_size**2
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(1, tokens, tokens, self.num_heads).permute(0, 3, 1, 2)
-        if not _any_shift(shifts):
+        if not any(shifts):
             return bias
         # A trace wants the mask's operations, and the cache no traced or fake tensor.
         plain = type(bias) is Tensor and not torch.jit.is_tracing()
@@ -114,23 +107,6 @@ class ShiftedWindowAttention(nn.Module):
             f"num_heads={self.num_heads}, window_size={self.window_size}, "
             f"shift_size={self.shift_size}"
         )
-
-
-def roll(x: Tensor, shifts: Sequence[int]) -> Tensor:
-    """Roll the rows and columns of (B, H, W, C); shifts may be symbols in an exported graph."""
-    if not _any_shift(shifts):
-        return x
-    if all(isinstance(shift, int) for shift in shifts):
-        return x.roll(shifts, dims=(1, 2))
-    for dim, shift in enumerate(shifts, 1):
-        side = x.shape[dim]
-        x = x.index_select(dim, (torch.arange(side, device=x.device) + (side - shift)) % side)
-    return x
-
-
-def _any_shift(shifts: Sequence[int]) -> bool:
-    """Whether anything is shifted; what a symbol stands for is not known, and it may be 0."""
-    return any(not isinstance(shift, int) or shift != 0 for shift in shifts)
 
 
 def relative_position_index(window_size: int) -> Tensor:
@@ -186,4 +162,6 @@ cached_shifted_window_mask = functools.lru_cache(maxsize=8)(
 
 def _regions(side: int, window_size: int, shift: int, device: torch.device) -> Tensor:
     position = torch.arange(side, device=device)
+    if shift == 0:
+        return torch.zeros_like(position)
     return (position >= side - window_size).long() + (position >= side - shift).long()
