@@ -78,6 +78,7 @@ def test_whole_report(run, config, checkpoint, image, tmp_path, capsys):
     assert {path.suffix for path in out.iterdir()} == {".png", ".json", ".html"}
 
 
+@pytest.mark.slow
 def test_against_another_config(run, config, write_config, image, tmp_path):
     other = write_config("semantic_fpn", "model = dict(backbone=dict(kernel_size=5))")
     out = tmp_path / "out"
