@@ -27,5 +27,5 @@ install:  ## make the environment (done by the others too)
 	@$(PYTHON) tools/misc/setup_env.py --venv $(VENV)
 
 clean:  ## remove the environment, caches, build products and the demo's output
-	rm -rf .venv build dist *.egg-info work_dirs/demo work_dirs/demo-baseline data/demo_scenes .pytest_cache .ruff_cache .dist_test
+	rm -rf .venv build dist *.egg-info work_dirs/demo work_dirs/demo-baseline data/demo_scenes data/more_scenes data/demo_digits .pytest_cache .ruff_cache .dist_test
 	find . \( -name data -o -name work_dirs \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
