@@ -12,20 +12,28 @@ from torch import Tensor
 
 # Weights averaged over the training come first, as in timm and in the code of Slide-Swin's authors.
 _WEIGHT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# What trainings leave beside tensors: settings, and histories of losses. Nothing of it is called.
-_LEFTOVER_MODULES = {"argparse", "collections", "datetime", "mmcv", "mmengine", "numpy", "yacs"}
+# Of what trainings leave beside tensors (settings, histories of losses), nothing is called.
 _LEFTOVERS = {
-    ("_codecs", "encode"),
-    ("pathlib", "PosixPath"),
-    *(("builtins", name) for name in ("dict", "getattr", "list", "set", "slice", "tuple")),
+    "_codecs.encode",
+    "argparse.Namespace",
+    *(f"builtins.{name}" for name in ("dict", "getattr", "list", "set", "slice", "tuple")),
+    *(f"collections.{name}" for name in ("Counter", "defaultdict", "deque")),
+    *(f"datetime.{name}" for name in ("datetime", "timedelta")),
+    "mmcv.utils.config.ConfigDict",
+    "mmengine.config.config.ConfigDict",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    *(f"numpy.{name}" for name in ("dtype", "ndarray")),
+    # Below numpy.core before NumPy 2.
+    *(f"numpy.core.multiarray.{name}" for name in ("_reconstruct", "scalar")),
+    *(f"numpy._core.multiarray.{name}" for name in ("_reconstruct", "scalar")),
+    "pathlib.PosixPath",
+    "yacs.config.CfgNode",
 }
 _TENSOR_PARTS = {
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"),
+    "collections.OrderedDict",
+    "torch.Size",
+    "torch.device",
+    *(f"torch._utils._rebuild_{part}" for part in ("parameter", "tensor", "tensor_v2")),
 }
 
 
@@ -122,15 +130,16 @@ class _TensorPickle:
 
         def find_class(self, module: str, name: str) -> Any:
             module = module.replace("__builtin__", "builtins")  # PyTorch pickles as Python 2 does.
+            path = f"{module}.{name}"
             is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-            if is_dtype or (module, name) in _TENSOR_PARTS:
+            if is_dtype or path in _TENSOR_PARTS:
                 return super().find_class(module, name)
-            if module.partition(".")[0] in _LEFTOVER_MODULES or (module, name) in _LEFTOVERS:
+            if path in _LEFTOVERS:
                 return _StandIn
             raise CheckpointError(
-                f"holds {module}.{name}, which is neither a tensor nor a leftover of a training: "
-                "it could run code, so the file is not read; where it comes from, save the weights "
-                "alone, by torch.save(model.state_dict(), PATH)"
+                f"holds {path}, which is neither a tensor nor a leftover of a training: it could "
+                "run code, so the file is not read; where it comes from, save the weights alone, "
+                "by torch.save(model.state_dict(), PATH)"
             )
 
     @classmethod

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub
+from mmengine.logging import HistoryBuffer, MessageHub
 from safetensors.torch import save_file
 from torch import nn
 
@@ -100,6 +100,29 @@ def test_runs_no_code(tmp_path, monkeypatch, save):
     with pytest.raises(CheckpointError, match=r"^checkpoint evil.pth holds \w+.mkdir, which is"):
         read_checkpoint("evil.pth")
     assert os.listdir() == ["evil.pth"]
+
+
+class Method:
+    """What MMEngine's histories hold: a method got by name. Histories don't call it."""
+
+    def __call__(self):
+        pass
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, "update")
+
+
+class Call:
+    def __reduce__(self):
+        return Method(), ()
+
+
+def test_calls_nothing_that_it_stands_in_for(tmp_path):
+    torch.save({"weight": torch.ones(1), "method": Method()}, tmp_path / "harmless.pth")
+    assert read_checkpoint(tmp_path / "harmless.pth")["weight"] == 1
+    torch.save({"weight": torch.ones(1), "method": Call()}, tmp_path / "call.pth")
+    with pytest.raises(CheckpointError, match=r"call.pth \(\d+ bytes\) cannot be read"):
+        read_checkpoint(tmp_path / "call.pth")
 
 
 def test_refuses_other_files(tmp_path):
