@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import mmengine.runner  # noqa: F401  # Registers Runner.
 from mmengine.registry import RUNNERS
 
 from slide_mm.engine.amp import adapt_amp_to_device
