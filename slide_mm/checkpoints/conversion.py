@@ -1,5 +1,6 @@
 """Weights of other layouts and architectures turned into a backbone's."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -212,8 +213,9 @@ def _start_sliding(model: nn.Module, given: dict[str, Given], report: Conversion
     zeros = set()
     for path in _starting_mixers(model, given, report.origin):
         for kind in ("weight", "bias"):
-            if f"{path}.kv.{kind}" in given:
-                query, key_value = given.pop(f"{path}.q.{kind}"), given.pop(f"{path}.kv.{kind}")
+            parts = [f"{path}.q.{kind}", f"{path}.kv.{kind}"]
+            if given.keys() >= set(parts):
+                query, key_value = map(given.pop, parts)
                 joined = torch.cat([query.tensor, key_value.tensor])
                 given[f"{path}.qkv.{kind}"] = Given(query.source_name, joined)
         kept = tuple(f"{path}.{layer}." for layer in ("qkv", "proj"))
@@ -268,7 +270,8 @@ def _resample(tensor: Tensor, expected: Tensor, module: nn.Module) -> Tensor | N
     if isinstance(module, AbsolutePositionEmbedding) and tensor.shape[:2] == expected.shape[:2]:
         return F.interpolate(tensor, size=expected.shape[2:], mode="bilinear")
     is_table = tensor.ndim == expected.ndim == 2 and tensor.shape[1] == expected.shape[1]
-    if isinstance(module, ShiftedWindowAttention) and is_table:
+    is_square = math.isqrt(len(tensor)) ** 2 == len(tensor)
+    if isinstance(module, ShiftedWindowAttention) and is_table and is_square:
         window_size = (module.window_size, module.window_size)
         return resize_rel_pos_bias_table_simple(tensor, window_size, expected.shape)
     return None

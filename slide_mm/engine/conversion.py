@@ -78,6 +78,7 @@ def convert_checkpoint(
     if not dry_run:
         made_of = {"arch": arch, "converted_from": conversion.report.source}
         _write(conversion.weights, Path(dst), file_format, made_of)
+        print(f"written to {dst}")
     return conversion.report
 
 

@@ -322,6 +322,11 @@ class TestRefusals:
         match = r"stages.0.downsample.proj.weight is \(16, 3, 4, 4\) in the checkpoint and \(32,"
         refused(state_dict, SlideSwin(wide), match)
 
+    def test_windows_that_are_no_squares(self, refused):
+        state_dict = timm_swin(window_size=(7, 3)).state_dict()
+        match = r"stages.2.blocks.0.mixer.relative_position_bias_table is \(\d+, 4\) in the check"
+        refused(state_dict, SlideSwin(SWIN), match)
+
     def test_depths(self, refused):
         """Each has all blocks of the other, or the other's and more."""
         deep = SWIN | {"depths": (2, 2, 6, 2)}

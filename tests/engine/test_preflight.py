@@ -3,6 +3,8 @@ import os
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
 from torch import nn
 
 from slide_mm.checkpoints import CheckpointError
@@ -85,6 +87,20 @@ class TestSetResume:
         in_config = dict(resume=True, load_from="a.pth")
         assert self.resolve(work_dir, in_config, None) == (True, "a.pth")
         assert self.resolve(work_dir, dict(resume=True), None) == (True, last)
+
+
+def test_pretrained_weights_are_told_of_by_the_run_alone(tmp_path, caplog):
+    backbone = dict(type="SlidePVTv2", arch="b0")
+    torch.save(MODELS.build(backbone).state_dict(), tmp_path / "b0.pth")
+    backbone["init_cfg"] = dict(type="Pretrained", checkpoint=str(tmp_path / "b0.pth"))
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    model = check_model(Config(dict(model=backbone)), pretrained=True)
+    assert not caplog.text
+    model.is_init = False
+    model.init_weights()
+    logger.removeHandler(caplog.handler)
+    assert "b0.pth (layout slide-mm) covers 100.0%" in caplog.text
 
 
 def test_bugs_in_a_constructor_keep_their_traceback():
