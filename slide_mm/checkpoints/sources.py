@@ -60,7 +60,7 @@ SWIN = (
 SWIN_TIMM = (
     Rule("patch_embed.{layer:proj|norm}.{kind}", "stages.0.downsample.{layer}.{kind}"),
     Rule(
-        "layers.{stage:1|2|3}.downsample.{layer:norm|reduction}.{kind}",
+        "layers.{stage}.downsample.{layer:norm|reduction}.{kind}",
         DOWNSAMPLE + "{layer}.{kind}",
     ),
     Rule(SWIN_BLOCK + "{layer:norm1|norm2|mlp.fc1|mlp.fc2}.{kind}", BLOCK + "{layer}.{kind}"),
@@ -69,7 +69,7 @@ SWIN_TIMM = (
     Rule("norm.{kind}", "out_norms.3.{kind}"),
     Rule("head.fc.{kind}", "head.fc.{kind}"),
 )
-# MMDetection's, MMSegmentation's and MMPretrain's; patch merging in the order of torch's unfold.
+# MMDetection's and MMSegmentation's; patch merging in the order of torch's unfold.
 SWIN_MMDET = (
     Rule("patch_embed.projection.{kind}", "stages.0.downsample.proj.{kind}"),
     Rule("patch_embed.norm.{kind}", "stages.0.downsample.norm.{kind}"),

@@ -1,7 +1,6 @@
 """Checks that need seconds, before a run that needs hours and writes files."""
 
 import copy
-import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
@@ -143,11 +143,12 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    logging.disable(logging.WARNING)
+    logger = MMLogger.get_current_instance()
+    logger.disabled = True
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logger.disabled = False
 
 
 def _last_checkpoint(work_dir: Path) -> str | None:

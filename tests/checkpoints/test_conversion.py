@@ -111,7 +111,7 @@ class TestLayouts:
 
 
 class TestAuthorsSlideSwin:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def pair(self):
         torch.manual_seed(0)
         theirs = authors_slide_swin()
