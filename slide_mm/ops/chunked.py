@@ -1,9 +1,9 @@
 """Slide Attention in plain PyTorch operations, a few rows of the images at a time.
 
 Logits and output are sums over the taps o of products with the neighbour x(x + o), each mixed by a
-small matrix product. A chunk of rows is so small that its tensors stay in the caches while the taps
-go by, and nothing of K*K times the size of a key ever exists. Attention weights, logits and their
-gradients are (K*K, pixels * num_heads) in a chunk.
+small matrix; the bias is that of one more tap, whose neighbour is the constant 1. There are K*K
+products of no more than a chunk of rows, which the caches hold. Query and whatever has its shape
+are (images, rows, columns, num_heads, head_dim), attention weights and logits (..., K*K).
 """
 
 import math
@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-# Bytes of query in a chunk. On a CPU a few of them should fit each thread's L2 cache (measured:
-# docs/performance.md); elsewhere they are large, as every chunk costs dozens of launches.
-_CPU_CHUNK = 512 << 10
-_OTHER_CHUNK = 128 << 20
+# Bytes of a chunk's products, on a CPU of each thread's. There they should stay in the caches
+# (measured: docs/performance.md); elsewhere they are many, as every chunk costs dozens of launches.
+_CPU_CHUNK = 5 << 20
+_OTHER_CHUNK = 256 << 20
 
 # Images and rows: an index of (B, H, W, ...).
 _Chunk = tuple[slice, slice]
@@ -40,29 +41,23 @@ def forward(
             here, if it is given.
     """
     output = query.new_empty(query.shape)
-    kernel = _by_tap(kernel)
+    weight = _by_tap(kernel, bias)
     scratch = _Scratch(query)
-    for chunk in _chunks(query):
-        shape = query[chunk].shape
-        centre = torch.mul(query[chunk], scale, out=scratch("centre", shape))
-        product = scratch("product", shape)
-        logits = torch.mm(
-            bias.t(), _flat(centre).t(), out=scratch("logits", _taps_of(kernel, shape))
-        )
-        _by_head(logits, position_bias).addcmul_(position_bias.t()[:, None], _channel_sums(centre))
+    for chunk in _chunks(query, kernel):
+        centre = query[chunk]
         neighbours = _neighbours(key, chunk, kernel, scratch)
-        for tap, neighbour in enumerate(neighbours):
-            torch.mul(centre, neighbour, out=product)
-            logits.addmm_(kernel[tap], _flat(product).t())
-        weights = logits.softmax(0, dtype=_accurate(query)).to(query.dtype)
+        logits = _score(_products(centre, neighbours, scratch), scale * weight)
+        logits.addcmul_(centre.sum(-1, keepdim=True), scale * position_bias)
+        # Over the first dimension a softmax this small is many times as fast.
+        weights = logits.movedim(-1, 0).softmax(0, dtype=_accurate(query)).movedim(0, -1)
+        weights = weights.to(query.dtype).contiguous()
         if attention is not None:
-            _of_chunk(attention, chunk, query, kernel).copy_(weights.unflatten(1, shape[:-1]))
-        mixed = torch.mm(weights.t(), bias.t(), out=_flat(centre)).view(shape)
+            _of_chunk(attention, chunk, query).copy_(weights)
+        *coefficients, constant = _mix(weights, weight, scratch)
+        mixed = output[chunk].copy_(constant)
         neighbours = _neighbours(value, chunk, kernel, scratch)
-        for tap, neighbour in enumerate(neighbours):
-            torch.mm(weights.t(), kernel[tap], out=_flat(product))
-            mixed.addcmul_(product, neighbour)
-        output[chunk] = mixed
+        for coefficient, neighbour in zip(coefficients, neighbours, strict=True):
+            mixed.addcmul_(coefficient, neighbour)
     return output
 
 
@@ -79,45 +74,76 @@ def backward(
     gradients: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write the gradients of query, key and value; return those of kernel, bias, position_bias."""
-    kernel = _by_tap(kernel)
     query_grad, key_grad, value_grad = gradients
-    kernel_sum, bias_sum, position_sum = map(_zeros_like, (kernel, bias, position_bias))
+    weight = _by_tap(kernel, bias)
+    value_sum, key_sum, position_sum = map(_zeros_like, (weight, weight, position_bias))
     scratch = _Scratch(query)
-    for chunk in _chunks(query):
-        shape = query[chunk].shape
-        product = scratch("product", shape)
-        weights = _of_chunk(attention, chunk, query, kernel).flatten(1)
-        centre = scratch("centre", shape).copy_(output_grad[chunk])
-        weights_grad = torch.mm(
-            bias.t(), _flat(centre).t(), out=scratch("logits", _taps_of(kernel, shape))
-        )
-        bias_sum += (weights @ _flat(centre)).t()
+    for chunk in _chunks(query, kernel):
+        centre, weights = output_grad[chunk], _of_chunk(attention, chunk, query)
         neighbours = _neighbours(value, chunk, kernel, scratch)
+        products = _products(centre, neighbours, scratch)
+        weights_grad = _score(products, weight)
+        value_sum += _weight_gradient(products, weights)
+        *coefficients, _ = _mix(weights, weight, scratch)
         with _sum_of_neighbours(value_grad, chunk, kernel, scratch) as sums:
-            for tap, (neighbour, total) in enumerate(zip(neighbours, sums, strict=True)):
-                torch.mul(centre, neighbour, out=product)
-                weights_grad.addmm_(kernel[tap], _flat(product).t())
-                kernel_sum[tap] += weights @ _flat(product)
-                torch.mm(weights.t(), kernel[tap], out=_flat(product))
-                total.addcmul_(product, centre)
+            for coefficient, total in zip(coefficients, sums, strict=True):
+                total.addcmul_(coefficient, centre)
 
-        logits_grad = weights * (weights_grad - (weights * weights_grad).sum(0))
-        torch.mul(query[chunk], scale, out=centre)
-        bias_sum += (logits_grad @ _flat(centre)).t()
-        by_head = _by_head(logits_grad, position_bias)
-        position_sum += (by_head * _channel_sums(centre)).sum(1).t()
-        mixed = torch.mm(logits_grad.t(), bias.t(), out=_flat(scratch("mixed", shape))).view(shape)
-        mixed += (by_head * position_bias.t()[:, None]).sum(0).view(*shape[:-1], 1)
+        logits_grad = weights * (weights_grad - (weights * weights_grad).sum(-1, keepdim=True))
+        centre = query[chunk]
         neighbours = _neighbours(key, chunk, kernel, scratch)
+        key_sum += _weight_gradient(_products(centre, neighbours, scratch), logits_grad)
+        position_sum += (logits_grad * centre.sum(-1, keepdim=True)).sum((0, 1, 2))
+        *coefficients, constant = _mix(logits_grad, scale * weight, scratch)
+        of_position = (logits_grad * (scale * position_bias)).sum(-1, keepdim=True)
+        mixed = torch.add(constant, of_position, out=query_grad[chunk])
         with _sum_of_neighbours(key_grad, chunk, kernel, scratch) as sums:
-            for tap, (neighbour, total) in enumerate(zip(neighbours, sums, strict=True)):
-                torch.mul(centre, neighbour, out=product)
-                kernel_sum[tap] += logits_grad @ _flat(product)
-                torch.mm(logits_grad.t(), kernel[tap], out=_flat(product))
-                mixed.addcmul_(product, neighbour)
-                total.addcmul_(product, centre)
-        torch.mul(mixed, scale, out=query_grad[chunk])
-    return kernel_sum.permute(2, 1, 0).contiguous(), bias_sum, position_sum
+            for coefficient, neighbour, total in zip(coefficients, neighbours, sums, strict=True):
+                mixed.addcmul_(coefficient, neighbour)
+                total.addcmul_(coefficient, centre)
+    by_channel = (value_sum + scale * key_sum).permute(2, 1, 0)
+    kernel_grad, bias_grad = by_channel[..., :-1].contiguous(), by_channel[..., -1].contiguous()
+    return kernel_grad, bias_grad, scale * position_sum
+
+
+def _products(centre: Tensor, neighbours: list[Tensor], scratch: "_Scratch") -> Tensor:
+    """Centre times each neighbour and, for the bias, times 1: (taps + 1, *centre.shape)."""
+    products = scratch("products", (len(neighbours) + 1, *centre.shape))
+    *taps, constant = products
+    for product, neighbour in zip(taps, neighbours, strict=True):
+        torch.mul(centre, neighbour, out=product)
+    constant.copy_(centre)
+    return products
+
+
+def _score(products: Tensor, weight: Tensor) -> Tensor:
+    """Sum of each tap's products (..., head_dim) times its matrix of ``weight``: (..., taps).
+
+    On a CPU a convolution over the taps, several times as fast as matrix products this thin
+    (measured: docs/performance.md). On a GPU a convolution might round to TF32.
+    """
+    taps, *shape, channels = products.shape
+    products = products.view(taps, -1, channels)
+    if products.device.type != "cpu":
+        return torch.bmm(products, weight.mT).sum(0).view(*shape, -1)
+    image = products.permute(2, 0, 1)[None]
+    scores = F.conv2d(image, weight.permute(1, 2, 0)[..., None])
+    return scores.permute(0, 2, 3, 1).reshape(*shape, -1)
+
+
+def _mix(weights: Tensor, weight: Tensor, scratch: "_Scratch") -> Tensor:
+    """What each neighbour, and the constant 1, is multiplied with: (taps + 1, ..., head_dim)."""
+    *shape, taps = weights.shape
+    # In the place of the products, which nobody needs any more and which the caches still hold.
+    coefficients = scratch("products", (len(weight), *shape, weight.shape[-1]))
+    weights = weights.view(1, -1, taps).expand(len(weight), -1, -1)
+    torch.bmm(weights, weight, out=coefficients.flatten(1, -2))
+    return coefficients
+
+
+def _weight_gradient(products: Tensor, scores_grad: Tensor) -> Tensor:
+    """Gradient of :func:`_score` with respect to ``weight``."""
+    return scores_grad.flatten(0, -2).t() @ products.flatten(1, -2)
 
 
 class _Scratch:
@@ -140,14 +166,17 @@ class _Scratch:
         return self._memory[name][:size].view(shape)
 
 
-def _chunks(query: Tensor) -> Iterator[_Chunk]:
+def _chunks(query: Tensor, kernel: Tensor) -> Iterator[_Chunk]:
     """Cut (B, H, W, ...) into whole images, several if small, or else into rows of one image."""
+    if not query.numel():
+        return
     batch, height = query.shape[:2]
     on_cpu = query.device.type == "cpu"
     size = _CPU_CHUNK * torch.get_num_threads() if on_cpu else _OTHER_CHUNK
-    most_rows = max(1, size // max(1, query[:1, :1].numel() * query.element_size()))
-    num_images = max(1, most_rows // max(1, height))
-    num_rows = math.ceil(height / math.ceil(height / most_rows)) if height else 1
+    row_size = query[0, 0].numel() * query.element_size() * (kernel.shape[1] + 1)
+    most_rows = max(1, size // row_size)
+    num_images = max(1, most_rows // height)
+    num_rows = math.ceil(height / math.ceil(height / most_rows))
     for image in range(0, batch, num_images):
         for row in range(0, height, num_rows):
             yield slice(image, image + num_images), slice(row, min(row + num_rows, height))
@@ -201,7 +230,7 @@ class _Rows(NamedTuple):
 
     @classmethod
     def around(cls, chunk: _Chunk, height: int, kernel: Tensor) -> "_Rows":
-        radius = math.isqrt(len(kernel)) // 2
+        radius = math.isqrt(kernel.shape[1]) // 2
         first, end = chunk[1].start - radius, chunk[1].stop + radius
         top, bottom = max(first, 0), min(end, height)
         return cls(top, bottom, top - first, end - bottom, radius)
@@ -233,30 +262,14 @@ class _Rows(NamedTuple):
         return [padded[:, y : y + height, x : x + width] for y in steps for x in steps]
 
 
-def _by_tap(kernel: Tensor) -> Tensor:
-    """One matrix (taps shown, head_dim) for each tap that is read, from (head_dim, K*K, K*K)."""
-    return kernel.permute(2, 1, 0).contiguous()
+def _by_tap(kernel: Tensor, bias: Tensor) -> Tensor:
+    """Kernel, and bias as one more tap: (taps + 1, taps, head_dim), taps that are read first."""
+    return torch.cat((kernel, bias[..., None]), dim=-1).permute(2, 1, 0).contiguous()
 
 
-def _by_head(maps: Tensor, position_bias: Tensor) -> Tensor:
-    return maps.unflatten(1, (-1, len(position_bias)))
-
-
-def _taps_of(kernel: Tensor, shape: Sequence[int]) -> tuple[int, int]:
-    return len(kernel), math.prod(shape[:-1])
-
-
-def _channel_sums(x: Tensor) -> Tensor:
-    return x.sum(-1).flatten(0, -2)
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.flatten(0, -2)
-
-
-def _of_chunk(attention: Tensor, chunk: _Chunk, query: Tensor, kernel: Tensor) -> Tensor:
-    """Attention weights of a chunk, (taps, images, rows, columns, heads), where they are kept."""
-    return attention.view(len(kernel), *query.shape[:-1])[(slice(None), *chunk)]
+def _of_chunk(attention: Tensor, chunk: _Chunk, query: Tensor) -> Tensor:
+    """Attention weights of a chunk, (images, rows, columns, num_heads, taps)."""
+    return attention.view(*query.shape[:-1], -1)[chunk]
 
 
 def _accurate(x: Tensor) -> torch.dtype:
