@@ -123,10 +123,10 @@ def _score(products: Tensor, weight: Tensor) -> Tensor:
     (measured: docs/performance.md). On a GPU a convolution might round to TF32.
     """
     taps, *shape, channels = products.shape
-    products = products.view(taps, -1, channels)
     if products.device.type != "cpu":
-        return torch.bmm(products, weight.mT).sum(0).view(*shape, -1)
-    image = products.permute(2, 0, 1)[None]
+        return torch.bmm(products.view(taps, -1, channels), weight.mT).sum(0).view(*shape, -1)
+    # Only strides that a channels-last image would have are taken for one.
+    image = products.view(1, taps, -1, channels).permute(0, 3, 1, 2)
     scores = F.conv2d(image, weight.permute(1, 2, 0)[..., None])
     return scores.permute(0, 2, 3, 1).reshape(*shape, -1)
 
