@@ -41,8 +41,9 @@ def main() -> None:
     with exit_on_user_error():
         out, results = infer(**args)
     print(f"{len(results['images'])} images: {out}/pictures and {out}/results.json")
-    if results["unreadable"]:
-        print(f"{len(results['unreadable'])} could not be read: {', '.join(results['unreadable'])}")
+    unreadable = [item["file"] for item in results["unreadable"]]
+    if unreadable:
+        print(f"{len(unreadable)} could not be read: {', '.join(unreadable)}")
 
 
 if __name__ == "__main__":

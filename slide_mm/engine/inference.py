@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.utils.misc import IMG_EXTENSIONS
+from mmdet.visualization import get_palette, jitter_color
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.infer import BaseInferencer
@@ -36,8 +38,6 @@ from slide_mm.engine.tiling import Track, detect_by_tiles, segment_by_tiles
 # An image with a side longer than so many tiles is predicted tile by tile.
 _MAX_TILES_WHOLE = 4
 _DEFAULT_TILE_SIZE = 512
-# Room around an instance's box for its label, in pixels.
-_LABEL_ROOM = 256
 # Finding places for the labels of a larger image takes gigabytes.
 _MAX_LABELLED_PIXELS = 1 << 20
 
@@ -251,24 +251,18 @@ class Detection(Task):
 
     def draw(self, image: np.ndarray, prediction: InstanceData) -> np.ndarray:
         picture = mmcv.bgr2rgb(image)
-        # One at a time, best last, each in its part of the picture: a hundred masks of a large
-        # image are gigabytes, and drawing one on all of it takes a second.
-        for index in reversed(range(len(prediction))):
-            instance = prediction[index]
-            left, top, right, bottom = instance.bboxes[0].round().int().tolist()
-            part = (
-                slice(max(0, top - _LABEL_ROOM), bottom + _LABEL_ROOM),
-                slice(max(0, left - _LABEL_ROOM), right + _LABEL_ROOM),
-            )
-            offset = instance.bboxes.new_tensor([part[1].start, part[0].start] * 2)
-            instance.bboxes = instance.bboxes - offset
-            if "masks" in instance:
-                instance.masks = mask_utils.decode(instance.masks[0])[part][None]
-            sample = DetDataSample(pred_instances=instance)
-            visualizer = self.inferencer.visualizer
-            visualizer.add_datasample("", picture[part], sample, draw_gt=False, pred_score_thr=-1)
-            picture[part] = visualizer.get_image()
-        return mmcv.rgb2bgr(picture)
+        visualizer = self.inferencer.visualizer
+        if "masks" in prediction:
+            # The visualizer wants all masks at once: for a large image those are gigabytes.
+            palette = get_palette(visualizer.dataset_meta["palette"], len(self.classes))
+            for mask, label in zip(prediction.masks, prediction.labels.tolist(), strict=True):
+                _draw_mask(picture, mask, jitter_color(palette[label]), visualizer.alpha)
+        boxes = {key: prediction[key] for key in ("bboxes", "scores", "labels")}
+        sample = DetDataSample(pred_instances=InstanceData(**boxes))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of boxes that end at the border.
+            visualizer.add_datasample("", picture, sample, draw_gt=False, pred_score_thr=-1)
+        return mmcv.rgb2bgr(visualizer.get_image())
 
     def describe(self, prediction: InstanceData, name: str, out: Path) -> dict[str, Any]:
         instances = [
@@ -333,6 +327,19 @@ def _count_classes(model: nn.Module) -> int:
     """Number of classes that a detector's or segmentor's heads tell apart."""
     heads = [x for name, x in model.named_modules() if "head" in name and "rpn" not in name]
     return max((getattr(head, "num_classes", 0) for head in heads), default=0)
+
+
+def _draw_mask(
+    picture: np.ndarray, mask: dict[str, Any], color: Sequence[int], alpha: float
+) -> None:
+    left, top, width, height = map(int, mask_utils.toBbox(mask))
+    part = slice(top, top + height), slice(left, left + width)
+    inside = mask_utils.decode(mask)[part].astype(bool)
+    blended = (1 - alpha) * picture[part][inside] + alpha * np.array(color)
+    picture[part][inside] = blended.astype(np.uint8)
+    outline, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    for contour in outline:
+        picture[part][contour[:, 0, 1], contour[:, 0, 0]] = 255
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:

@@ -150,22 +150,40 @@ def _place(
     instances: InstanceData, window: Window, level: tuple[int, int], size: tuple[int, int]
 ) -> InstanceData:
     """Move instances from a window of an image's level to the image; each pair is (H, W)."""
-    rows, columns = window
-    offset = instances.bboxes.new_tensor([columns.start, rows.start] * 2)
-    scale = instances.bboxes.new_tensor([size[1] / level[1], size[0] / level[0]] * 2)
+    scale = size[0] / level[0], size[1] / level[1]
+    top, left, bottom, right = (
+        round(getattr(part, end) * factor)
+        for end in ("start", "stop")
+        for part, factor in zip(window, scale, strict=True)
+    )
+    bboxes = instances.bboxes
     placed = InstanceData(
-        bboxes=(instances.bboxes + offset) * scale,
+        bboxes=bboxes * bboxes.new_tensor(scale[::-1] * 2) + bboxes.new_tensor([left, top] * 2),
         scores=instances.scores,
         labels=instances.labels,
     )
     if "masks" in instances:
-        masks = []
-        for mask in instances.masks:
-            # One at a time: hundreds of masks of a large image are gigabytes.
-            whole = np.zeros(level, np.uint8)
-            whole[window] = mask
-            if level != size:
-                whole = cv2.resize(whole, size[::-1], interpolation=cv2.INTER_NEAREST)
-            masks.append(mask_utils.encode(np.asfortranarray(whole)))
-        placed.masks = masks
+        masks = (mask.numpy().astype(np.uint8) for mask in instances.masks)
+        if level != size:
+            shape = (right - left, bottom - top)
+            masks = (cv2.resize(mask, shape, interpolation=cv2.INTER_NEAREST) for mask in masks)
+        placed.masks = [encode_mask(mask, (top, left), size) for mask in masks]
     return placed
+
+
+def encode_mask(mask: np.ndarray, offset: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+    """Encode a part of a mask that is empty elsewhere, in time and memory of that part alone.
+
+    Args:
+        mask: (h, w), of 0 and 1.
+        offset: Row and column of the whole mask where the part begins.
+        size: Height and width of the whole mask.
+
+    Returns:
+        COCO's run lengths, which go down column after column.
+    """
+    flips = np.diff(np.pad(mask.astype(np.int8).T, ((0, 0), (1, 1))))
+    columns, rows = np.nonzero(flips)
+    pixels = (columns + offset[1]) * size[0] + rows + offset[0]
+    counts = np.diff(pixels, prepend=0, append=size[0] * size[1]).tolist()
+    return mask_utils.frPyObjects({"size": list(size), "counts": counts}, *size)
