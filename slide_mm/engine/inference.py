@@ -4,7 +4,7 @@ import glob
 import json
 import os
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch import nn
 
 from slide_mm.engine.config import get_task, load_config, require_keys
 from slide_mm.engine.outputs import check_device, make_folder, write_atomically
-from slide_mm.engine.preflight import check_checkpoint, check_model, silence_log
+from slide_mm.engine.preflight import check_checkpoint, check_model, iter_datasets, silence_log
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.tiling import Track, detect_by_tiles, segment_by_tiles
 
@@ -77,14 +77,17 @@ def infer(
         raise ConfigError(f"--score-thr is {score_thr}: give a number from 0 to 1")
     cfg = load_config(config)
     require_keys(cfg, "inference", "model", "test_dataloader", "visualizer")
+    # Inferencers take the pipeline of a dataset, not of a wrapper of several.
+    _, cfg.test_dataloader.dataset = next(iter_datasets(cfg, "test"))
+    cfg.visualizer.vis_backends = None
     cfg.load_from = checkpoint
     Image.MAX_IMAGE_PIXELS = None  # Large images are what tiles are for.
     paths = find_images(inputs)
     device = str(check_device(device or get_device()))
     kind = {"mmdet": Detection, "mmseg": Segmentation}[get_task(cfg)]
     check_checkpoint(cfg, check_model(cfg, pretrained=False), whole=True)
-    out = make_folder(out or Path(cfg.work_dir, "inference"))
     task = kind(cfg, device, score_thr)
+    out = make_folder(out or Path(cfg.work_dir, "inference"))
 
     images, unreadable = [], []
     with Progress(console=Console(stderr=True, soft_wrap=True)) as progress:
@@ -150,13 +153,13 @@ def read_image(path: Path) -> np.ndarray:
 def choose_tile_size(cfg: Config) -> int:
     """Side of a square that the test pipeline doesn't shrink, or else of the training images."""
     for transform in cfg.test_dataloader.dataset.get("pipeline", ()):
-        if transform.type == "Resize" and transform.get("scale"):
-            return min(transform.scale)
+        if str(transform.type).endswith("Resize") and transform.get("scale"):
+            return int(np.min(transform.scale))
     size = (cfg.model.get("data_preprocessor") or {}).get("size")
     return min(size) if size else _DEFAULT_TILE_SIZE
 
 
-class Task:
+class Task(ABC):
     """What a kind of model does with an image.
 
     Args:
@@ -250,6 +253,7 @@ class Detection(Task):
         return instances[instances.scores >= self.score_thr].cpu()
 
     def draw(self, image: np.ndarray, prediction: InstanceData) -> np.ndarray:
+        prediction = prediction[prediction.scores.argsort()]  # The best comes out on top.
         picture = mmcv.bgr2rgb(image)
         visualizer = self.inferencer.visualizer
         if "masks" in prediction:
