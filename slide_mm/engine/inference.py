@@ -260,7 +260,7 @@ class Detection(Task):
             # The visualizer wants all masks at once: for a large image those are gigabytes.
             palette = get_palette(visualizer.dataset_meta["palette"], len(self.classes))
             for mask, label in zip(prediction.masks, prediction.labels.tolist(), strict=True):
-                _draw_mask(picture, mask, jitter_color(palette[label]), visualizer.alpha)
+                draw_mask(picture, mask, jitter_color(palette[label]), visualizer.alpha)
         boxes = {key: prediction[key] for key in ("bboxes", "scores", "labels")}
         sample = DetDataSample(pred_instances=InstanceData(**boxes))
         with warnings.catch_warnings():
@@ -333,9 +333,17 @@ def _count_classes(model: nn.Module) -> int:
     return max((getattr(head, "num_classes", 0) for head in heads), default=0)
 
 
-def _draw_mask(
+def draw_mask(
     picture: np.ndarray, mask: dict[str, Any], color: Sequence[int], alpha: float
 ) -> None:
+    """Lay a colour with a white outline over the pixels of a mask.
+
+    Args:
+        picture: (H, W, 3), uint8, is changed.
+        mask: COCO's run lengths, of the size of the picture.
+        color: Three numbers from 0 to 255.
+        alpha: Its opacity, from 0 to 1.
+    """
     left, top, width, height = map(int, mask_utils.toBbox(mask))
     part = slice(top, top + height), slice(left, left + width)
     inside = mask_utils.decode(mask)[part].astype(bool)

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from slide_mm.engine.config import load_config
-from slide_mm.engine.inference import find_images, infer
+from slide_mm.engine.inference import draw_mask, find_images, infer
 from slide_mm.engine.preflight import check_model
 from slide_mm.engine.reporting import ConfigError
 
@@ -131,6 +131,17 @@ def test_detector_without_masks_and_test_dataset_in_a_wrapper(write_config, imag
     (record,) = results["images"]
     assert record["instances"]
     assert record["instances"][0].keys() == {"label", "class", "score", "bbox"}
+
+
+def test_mask_is_drawn_where_it_is():
+    mask = np.random.default_rng(0).random((20, 30)) < 0.7
+    mask[:3] = mask[:, 20:] = False
+    picture = np.full((*mask.shape, 3), 10, np.uint8)
+    draw_mask(picture, mask_utils.encode(np.asfortranarray(mask, np.uint8)), (50, 60, 70), 0.5)
+    assert ((picture != 10).all(2) == mask).all()
+    drawn, empty = picture.copy(), np.zeros(mask.shape, np.uint8, order="F")
+    draw_mask(picture, mask_utils.encode(empty), (50, 60, 70), 0.5)
+    assert (picture == drawn).all()
 
 
 def test_images_of_several_folders_keep_different_names(images, tmp_path):
