@@ -77,9 +77,12 @@ def infer(
         raise ConfigError(f"--score-thr is {score_thr}: give a number from 0 to 1")
     cfg = load_config(config)
     require_keys(cfg, "inference", "model", "test_dataloader", "visualizer")
-    # Inferencers take the pipeline of a dataset, not of a wrapper of several.
-    _, cfg.test_dataloader.dataset = next(iter_datasets(cfg, "test"))
-    cfg.visualizer.vis_backends = None
+    # Inferencers look for a pipeline in the dataset, not in what it wraps.
+    datasets = [dataset for _, dataset in iter_datasets(cfg, "test") if "pipeline" in dataset]
+    if not datasets:
+        raise ConfigError(f"config {config} has no test pipeline: inference needs it")
+    cfg.test_dataloader.dataset = datasets[0]
+    cfg.visualizer.vis_backends = None  # Pictures go to files of their own.
     cfg.load_from = checkpoint
     Image.MAX_IMAGE_PIXELS = None  # Large images are what tiles are for.
     paths = find_images(inputs)
@@ -94,11 +97,12 @@ def infer(
         for name, path in progress.track(paths.items(), len(paths), description="images"):
             try:
                 image = read_image(path)
-            except UnreadableError as error:
+                record = task.run(image, name, out, partial(_track_tiles, progress))
+            # OpenCV fails where a line of a few pixels would be shrunk to none.
+            except (UnreadableError, cv2.error) as error:
                 progress.console.print(f"passed over {path}: {error}", markup=False)
                 unreadable.append({"file": name, "reason": str(error)})
                 continue
-            record = task.run(image, name, out, partial(_track_tiles, progress))
             height, width = image.shape[:2]
             images.append({"file": name, "height": height, "width": width, **record})
     if not images:
@@ -152,7 +156,7 @@ def read_image(path: Path) -> np.ndarray:
 
 def choose_tile_size(cfg: Config) -> int:
     """Side of a square that the test pipeline doesn't shrink, or else of the training images."""
-    for transform in cfg.test_dataloader.dataset.get("pipeline", ()):
+    for transform in cfg.test_dataloader.dataset.pipeline:
         if str(transform.type).endswith("Resize") and transform.get("scale"):
             return int(np.min(transform.scale))
     size = (cfg.model.get("data_preprocessor") or {}).get("size")
@@ -180,9 +184,12 @@ class Task(ABC):
         self.inferencer.show_progress = False
         # Inferencers ask the checkpoint for the classes, and take COCO's or Cityscapes' else.
         dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True))
-        meta = {key: dataset.metainfo.get(key) for key in ("classes", "palette")}
-        self.inferencer.model.dataset_meta |= {key: value for key, value in meta.items() if value}
-        self.inferencer.visualizer.dataset_meta = self.inferencer.model.dataset_meta
+        named = {key: dataset.metainfo.get(key) for key in ("classes", "palette")}
+        meta = self.inferencer.model.dataset_meta
+        meta |= {key: value for key, value in named.items() if value}
+        if len(meta["palette"]) < len(meta["classes"]):
+            meta["palette"] = "random"  # COCO's, for more classes of one's own.
+        self.inferencer.visualizer.dataset_meta = meta
         num_classes = _count_classes(self.inferencer.model)
         if num_classes > len(self.classes):
             raise ConfigError(

@@ -119,12 +119,15 @@ def test_small_image_gives_what_the_segmentation_inferencer_gives(run, models, i
     assert (labels == inferencer(image)["predictions"]).all()
 
 
-def test_detector_without_masks_and_test_dataset_in_a_wrapper(write_config, images, tmp_path):
+def test_detector_without_masks_and_test_dataset_in_a_wrapper_without_colors(
+    write_config, images, tmp_path
+):
     config = write_config(
         "mask_rcnn",
         "model = dict(roi_head=dict(mask_head=None, mask_roi_extractor=None))\n"
         "test_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=1, "
-        "dataset=_base_.val_dataloader.dataset))",
+        "dataset=dict(_base_.val_dataloader.dataset, "
+        "metainfo=dict(classes=_base_.classes, palette=[(0, 0, 0)]))))",
     )
     checkpoint = save_model(config, tmp_path / "weights.pth")
     _, results = infer(config, checkpoint, str(images / "*.bmp"), str(tmp_path / "out"), 0.2)
