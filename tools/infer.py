@@ -40,10 +40,10 @@ def main() -> None:
     args = vars(parse_args())
     with exit_on_user_error():
         out, results = infer(**args)
-    print(f"{len(results['images'])} images: {out}/pictures and {out}/results.json")
+    print(f"images predicted: {len(results['images'])}, see {out}/pictures, {out}/results.json")
     unreadable = [item["file"] for item in results["unreadable"]]
     if unreadable:
-        print(f"{len(unreadable)} could not be read: {', '.join(unreadable)}")
+        print(f"images passed over: {len(unreadable)} ({', '.join(unreadable)})")
 
 
 if __name__ == "__main__":

@@ -181,9 +181,9 @@ class Task(ABC):
         with silence_log(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # They are about what is set below.
             self.inferencer = self.build_inferencer(cfg, device)
+            dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True))
         self.inferencer.show_progress = False
         # Inferencers ask the checkpoint for the classes, and take COCO's or Cityscapes' else.
-        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True))
         named = {key: dataset.metainfo.get(key) for key in ("classes", "palette")}
         meta = self.inferencer.model.dataset_meta
         meta |= {key: value for key, value in named.items() if value}

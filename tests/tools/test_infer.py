@@ -61,7 +61,7 @@ def images(tmp_path_factory):
 def test_folder(run, models, images, tmp_path, capsys, name):
     run(*models[name], images, "--out", tmp_path, "--score-thr", 0.2)
     output = capsys.readouterr()
-    assert "2 could not be read: broken.jpg, cut_off.png" in output.out
+    assert "images passed over: 2 (broken.jpg, cut_off.png)" in output.out
     assert f"passed over {images / 'cut_off.png'}: image file is truncated" in output.err
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["classes"][:2] == {"mask_rcnn": ["0", "1"]}.get(name, ["background", "0"])
