@@ -168,7 +168,7 @@ def _write(
     image = torch.randn(batch, model.in_channels, height, width)
     dynamic = {0: "batch", 2: "height", 3: "width"} if size is None else None
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("default")
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
             (image,),
