@@ -2,7 +2,7 @@
 
 from slide_mm.layers.block import Block
 from slide_mm.layers.downsampling import PatchEmbed, PatchMerging
-from slide_mm.layers.mlp import DepthwiseConvMlp
+from slide_mm.layers.mlp import DepthwiseConvMlp, Mlp
 from slide_mm.layers.position import AbsolutePositionEmbedding
 from slide_mm.layers.slide_attention import SlideAttention
 from slide_mm.layers.spatial_reduction_attention import SpatialReductionAttention
@@ -12,6 +12,7 @@ __all__ = [
     "AbsolutePositionEmbedding",
     "Block",
     "DepthwiseConvMlp",
+    "Mlp",
     "PatchEmbed",
     "PatchMerging",
     "ShiftedWindowAttention",

@@ -1,6 +1,29 @@
-"""The MLP of PVTv2."""
+"""The MLPs of the blocks."""
 
+import timm.layers
+import torch
 from torch import Tensor, nn
+
+# Bytes of hidden channels at a time: few enough for the caches, enough for a matrix product.
+_CPU_CHUNK = 4 << 20
+
+
+class Mlp(timm.layers.Mlp):
+    """timm's MLP, which takes some tokens at a time where nothing is kept for backward on a CPU.
+
+    At high resolution the hidden channels of all tokens are far larger than the caches, and
+    touching so much fresh memory takes as long as the matrix products (measured:
+    docs/performance.md).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (..., C) to tokens of the same shape."""
+        whole = super().forward
+        in_chunks = x.device.type == "cpu" and not torch.is_grad_enabled()
+        if not in_chunks or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return whole(x)
+        num_tokens = max(1, _CPU_CHUNK // (self.fc1.out_features * x.element_size()))
+        return torch.cat([whole(part) for part in x.flatten(0, -2).split(num_tokens)]).view(x.shape)
 
 
 class DepthwiseConvMlp(nn.Module):

@@ -3,10 +3,9 @@
 from typing import Any, ClassVar
 
 from mmengine.registry import MODELS
-from timm.layers import Mlp
 from torch import nn
 
-from slide_mm.layers import AbsolutePositionEmbedding, PatchEmbed, SpatialReductionAttention
+from slide_mm.layers import AbsolutePositionEmbedding, Mlp, PatchEmbed, SpatialReductionAttention
 from slide_mm.models.backbone import HierarchicalBackbone
 
 PVT_WIDTHS = {

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from mmengine.registry import MODELS
-from timm.layers import Mlp, to_ntuple
+from timm.layers import to_ntuple
 from torch import nn
 
-from slide_mm.layers import PatchEmbed, PatchMerging, ShiftedWindowAttention
+from slide_mm.layers import Mlp, PatchEmbed, PatchMerging, ShiftedWindowAttention
 from slide_mm.models.backbone import NUM_STAGES, HierarchicalBackbone
 
 
