@@ -99,7 +99,7 @@ def make_contender(name: str, inputs: Inputs) -> Callable[[], Tensor]:
     if name == FLEX:
         return _flex_attention(inputs)
     if name == "published":
-        return partial(_published_form, inputs)
+        return partial(published_form, inputs)
     qkv, shift, deformed_kernel, bias, position_bias, _ = inputs
     return lambda: slide_attention_qkvpacked(
         qkv, shift + deformed_kernel, bias, position_bias, backend=name
@@ -125,7 +125,7 @@ def _runs(name: str, inputs: Inputs) -> tuple[Callable[[], None], Callable[[], N
     return forward_of(function), both
 
 
-def _published_form(inputs: Inputs) -> Tensor:
+def published_form(inputs: Inputs) -> Tensor:
     """Slide Attention as the paper formulates it: two depth-wise convolutions for key and value.
 
     Slide-Transformer, CVPR 2023, arXiv 2304.04237, section 4.3, with the learned path beside the

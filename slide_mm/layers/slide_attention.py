@@ -97,7 +97,7 @@ class SlideAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to tokens of the same shape."""
         x = slide_attention_qkvpacked(
-            self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)),
+            self.qkv(x).view(*x.shape[:3], 3, self.num_heads, self.head_dim),
             self.kernel,
             self.shift_bias,
             self.relative_position_bias_table,

@@ -1,6 +1,7 @@
 """Attention inside shifted windows, from Swin Transformer."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,15 +62,14 @@ class ShiftedWindowAttention(nn.Module):
         """Map tokens (B, H, W, C) to tokens of the same shape."""
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, self.window_size)
-        shifts = tuple(
-            0 if side <= self.window_size else self.shift_size for side in (height, width)
-        )
+        # Numbers in eager mode and tensors in a trace, which both know these operators.
+        shifts = tuple(self.shift_size * (side > self.window_size) for side in (height, width))
         padded_size = tuple(x.shape[1:3])
-        x = x.roll([-shift for shift in shifts], dims=(1, 2)) if any(shifts) else x
+        x = rotate(x, shifts) if self.shift_size else x
         windows = partition_windows(x, self.window_size)
         windows = self.attend(windows, self.attention_bias(padded_size, shifts))
         x = merge_windows(windows, self.window_size, padded_size)
-        x = x.roll(shifts, dims=(1, 2)) if any(shifts) else x
+        x = rotate(x, [-shift for shift in shifts]) if self.shift_size else x
         return self.proj_drop(self.proj(x[:, :height, :width]))
 
     def attend(self, windows: Tensor, attention_bias: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class ShiftedWindowAttention(nn.Module):
         batch, num_windows, tokens, channels = windows.shape
         qkv = self.qkv(windows).view(-1, tokens, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        if len(attention_bias) > 1:
+        if self.shift_size:
             attention_bias = attention_bias.repeat(batch, 1, 1, 1)
         x = F.scaled_dot_product_attention(
             query,
@@ -93,7 +93,7 @@ class ShiftedWindowAttention(nn.Module):
         tokens = self.window_size**2
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(1, tokens, tokens, self.num_heads).permute(0, 3, 1, 2)
-        if not any(shifts):
+        if self.shift_size == 0:
             return bias
         # A trace wants the mask's operations, and the cache no traced or fake tensor.
         plain = type(bias) is Tensor and not torch.jit.is_tracing()
@@ -107,6 +107,17 @@ class ShiftedWindowAttention(nn.Module):
             f"num_heads={self.num_heads}, window_size={self.window_size}, "
             f"shift_size={self.shift_size}"
         )
+
+
+def rotate(x: Tensor, shifts: Sequence[int]) -> Tensor:
+    """Let rows and columns of (B, H, W, C) begin at ``shifts``; those before come last."""
+    if not torch.jit.is_tracing():
+        return x.roll([-shift for shift in shifts], dims=(1, 2))
+    # ONNX has no roll by a number that the graph computes.
+    for dim, shift in enumerate(shifts, start=1):
+        side = x.shape[dim]
+        x = x.index_select(dim, (torch.arange(side, device=x.device) + shift) % side)
+    return x
 
 
 def relative_position_index(window_size: int) -> Tensor:
@@ -162,6 +173,4 @@ cached_shifted_window_mask = functools.lru_cache(maxsize=8)(
 
 def _regions(side: int, window_size: int, shift: int, device: torch.device) -> Tensor:
     position = torch.arange(side, device=device)
-    if shift == 0:
-        return torch.zeros_like(position)
     return (position >= side - window_size).long() + (position >= side - shift).long()

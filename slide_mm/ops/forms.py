@@ -66,8 +66,8 @@ def neighbours_by_conv(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor
     """One depth-wise convolution with K*K outputs a channel."""
     batch, height, width, num_heads, head_dim = x.shape
     kernel_size = kernel.shape[-1]
-    image = x.permute(0, 3, 4, 1, 2).reshape(batch * num_heads, head_dim, height, width)
-    weight = kernel.reshape(head_dim * kernel_size**2, 1, kernel_size, kernel_size)
+    image = x.permute(0, 3, 4, 1, 2).flatten(0, 1)
+    weight = kernel.flatten(0, 1).unsqueeze(1)
     weight_bias = None if bias is None else bias.flatten()
     neighbours = F.conv2d(image, weight, weight_bias, padding=kernel_size // 2, groups=head_dim)
     neighbours = neighbours.view(batch, num_heads, head_dim, kernel_size**2, height, width)

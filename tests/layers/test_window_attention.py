@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -65,3 +67,16 @@ def test_masks_are_cached_by_size_and_fake_ones_are_not():
     torch.testing.assert_close(output, expected)
     info = cached_shifted_window_mask.cache_info()
     assert (info.misses, info.hits) == (2, 2)
+
+
+@pytest.mark.parametrize("traced_size", [(9, 14), (3, 4)])
+def test_trace_holds_for_any_size(traced_size):
+    """Whether or not one window covers the map."""
+    torch.manual_seed(0)
+    layer = ShiftedWindowAttention(8, 2, window_size=4, shifted=True).eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.trace(layer, torch.randn(2, *traced_size, 8))
+        for size in ((3, 8, 8), (1, 4, 13), (2, 2, 3), (2, 11, 4)):
+            x = torch.randn(*size, 8)
+            torch.testing.assert_close(traced(x), layer(x))

@@ -1,0 +1,52 @@
+"""Compare exported ONNX files with PyTorch, in onnxruntime and OpenVINO: numbers and latency."""
+
+import argparse
+import sys
+
+from slide_mm.engine import ConfigError, exit_on_user_error
+from slide_mm.engine.onnx_check import check_onnx, find_mistakes, format_check
+
+EXAMPLE = """example:
+  python tools/deployment/check_onnx.py segmentor.onnx configs/demo/slide-pvtv2-b0_fpn_demo.py
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", help="files that export_onnx.py has written")
+    parser.add_argument("config", help="config that they were made from")
+    parser.add_argument(
+        "--checkpoint", help="weights that they were made from (default: those that a file names)"
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=(800, 1280),
+        metavar=("H", "W"),
+        help="size of the image for the latencies (default: 800 1280)",
+    )
+    parser.add_argument("--rounds", type=int, default=10, help="times that each runs (default: 10)")
+    parser.add_argument(
+        "--threads", type=int, help="threads of each (default: as many as PyTorch takes)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="picture of the latencies to write")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with exit_on_user_error():
+        report = check_onnx(**vars(args))
+        print(format_check(report))
+        for name in report["missing"]:
+            print(f"{name} is not installed: pip install {name}", file=sys.stderr)
+        mistakes = find_mistakes(report)
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+
+if __name__ == "__main__":
+    main()
