@@ -97,7 +97,9 @@ def check_cost(
         header=_header(models),
         lines=_lines(numbers),
         pictures=[
-            Picture(f"cost_{key}", f"{title}, by pixels", _plot(numbers, key, title))
+            Picture(
+                f"cost_{key}", f"{title}, by pixels, with exponents", _plot(numbers, key, title)
+            )
             for key, title in QUANTITIES.items()
         ],
     )
@@ -308,13 +310,14 @@ def _header(models: Mapping[str, Any]) -> list[str]:
     header = [""]
     for quantity in ("time", "memory", "operations"):
         header += [f"exponent of {quantity}: {name}" for name in models]
-    first = next(iter(models))
-    return [*header, *(f"between the two largest, time: {x}" for x in models), f"{first} is faster"]
+    first, second = models
+    header += [f"between the two largest, time: {name}" for name in models]
+    header += [f"{quantity} of {first} / {second}, largest" for quantity in ("time", "memory")]
+    return [*header, f"{first} is faster"]
 
 
 def _lines(numbers: Mapping[str, Any]) -> list[list[str]]:
     models = numbers["models"]
-    parts = dict.fromkeys(part for costs in models.values() for part in costs["ms"])
 
     def cells(kind: str, quantity: str, part: str) -> list[str]:
         exponents = (numbers[kind][name][quantity].get(part) for name in models)
@@ -325,10 +328,16 @@ def _lines(numbers: Mapping[str, Any]) -> list[list[str]]:
             part,
             *(cell for quantity in QUANTITIES for cell in cells("exponents", quantity, part)),
             *cells("exponents_of_largest", "ms", part),
+            *(_ratio_at_largest(numbers, quantity, part) for quantity in ("ms", "mib")),
             _where_cheaper(numbers, "ms", part),
         ]
-        for part in parts
+        for part in _all_parts(numbers)
     ]
+
+
+def _ratio_at_largest(numbers: Mapping[str, Any], quantity: str, part: str) -> str:
+    ratios = [x for x in numbers["ratios"][quantity].get(part, ()) if x is not None]
+    return f"{ratios[-1]:.2f}" if ratios else "-"
 
 
 def _findings(numbers: Mapping[str, Any]) -> list[str]:
@@ -340,10 +349,12 @@ def _findings(numbers: Mapping[str, Any]) -> list[str]:
         findings.append(
             f"{part}: exponent of time {shown[0]} ({first}), {shown[1]} ({second}); {first} is "
             f"faster {_where_cheaper(numbers, 'ms', part)}, smaller in memory "
-            f"{_where_cheaper(numbers, 'mib', part)}"
+            f"{_where_cheaper(numbers, 'mib', part)}; at the largest size that both ran it takes "
+            f"{_ratio_at_largest(numbers, 'ms', part)} of the time"
         )
     for name, costs in numbers["models"].items():
-        failed = [s for s, x in zip(numbers["sides"], costs["ms"][BACKBONE], strict=True) if not x]
+        times = zip(numbers["sides"], costs["ms"][BACKBONE], strict=True)
+        failed = [side for side, x in times if x is None]
         findings += [f"{name} runs out of memory at {side} x {side}" for side in failed]
     return findings
 
@@ -393,7 +404,7 @@ def _draw(
         panel.plot(*(zip(*measured, strict=True) if measured else ([], [])), style, color=color)
         panel.lines[-1].set_label(label)
     points = zip(numbers["sides"], costs.get(part, ()), strict=False)
-    failed = [side**2 for side, x in points if not x]
+    failed = [side**2 for side, x in points if x is None]
     if failed:
         places = [0.06] * len(failed)
         transform = panel.get_xaxis_transform()

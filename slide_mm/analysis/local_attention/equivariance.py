@@ -152,7 +152,7 @@ def _plot(maps: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) -> F
         for panel, change, x in zip(row, stages, numbers[name], strict=False):
             # What hasn't changed at all is drawn in the colour of the least change.
             picture = panel.imshow(change.clamp(min=1e-7), norm=LogNorm(1e-7, 1), cmap="magma")
-            title = f"{name}, stage {x['stage']}\n{x['mixer']}: {x['error']:.1e}"
+            title = f"{name}, stage {x['stage']}\n{x['mixer']}\nerror {x['error']:.1e}"
             panel.set_title(title, fontsize="small")
     figure.colorbar(picture, ax=axes, label="relative change (black: 1e-7 and less)", shrink=0.8)
     return figure

@@ -171,10 +171,11 @@ def _plot(fields: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) ->
                 panel.add_patch(Circle((0, 0), x[key], fill=False, color="cyan"))
             around = min(side // 2, _TOKENS_SHOWN * stride_of(x["stage"] - 1))
             panel.set(xlim=(-around, around), ylim=(around, -around))
-            panel.set_facecolor("black")
+            panel.set_facecolor("lightgray")  # Outside the crop.
             panel.tick_params(labelsize="small")
             radius = f"95 % within {x[_key(0.95)]:.0f} px"
-            panel.set_title(f"{name}, stage {x['stage']}\n{x['mixer']}: {radius}", fontsize="small")
+            title = f"{name}, stage {x['stage']}\n{x['mixer']}\n{radius}"
+            panel.set_title(title, fontsize="small")
         for unused in row[len(stages) :]:
             unused.set_axis_off()
     figure.colorbar(picture, ax=axes, label=f"gradient (black: {_FAINTEST:g} and less)", shrink=0.8)
