@@ -75,7 +75,7 @@ def check_model(cfg: Config, pretrained: bool) -> nn.Module:
             init_cfg = getattr(module, "init_cfg", None)
             if isinstance(init_cfg, dict) and _is_local(init_cfg.get("checkpoint")):
                 read_checkpoint(init_cfg["checkpoint"])
-                with _silence():  # The run loads it again, and tells.
+                with silence_logger():  # The run loads it again, and tells.
                     module.init_weights()
     return model
 
@@ -142,7 +142,8 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence_logger() -> Iterator[None]:
+    """Keep MMEngine's current logger quiet."""
     logger = MMLogger.get_current_instance()
     logger.disabled = True
     try:

@@ -27,9 +27,9 @@ from slide_mm.analysis.benchmark import (
     spread_of,
     synchronize,
 )
-from slide_mm.analysis.complexity import count_flops
+from slide_mm.analysis.complexity import counting_flops
 from slide_mm.analysis.local_attention.section import Picture, Section
-from slide_mm.models.backbone import HierarchicalBackbone
+from slide_mm.analysis.local_attention.stages import stages_of
 
 # Times that each size runs after the run that doesn't count, and those of more than a second.
 ROUNDS, SLOW_ROUNDS = 7, 3
@@ -59,7 +59,7 @@ def attention_part(stage: int) -> str:
 
 
 def check_cost(
-    models: Mapping[str, HierarchicalBackbone], sides: Sequence[int], device: torch.device
+    models: Mapping[str, nn.Module], sides: Sequence[int], device: torch.device
 ) -> Section:
     """Measure what models cost at several sizes.
 
@@ -130,30 +130,35 @@ def measure_forward(pickled: bytes, side: int, device: torch.device) -> dict[str
             seconds = time.perf_counter() - start
         rounds: list[dict[str, float]] = []
         for _ in range(SLOW_ROUNDS if seconds > 1 else ROUNDS):
-            watches = _Stopwatch(device)
-            with watch(model, watches.begin, watches.end):
+            times = _Tally(lambda: _milliseconds(device))
+            with watch(model, times.begin, times.end):
                 model(image)
-            rounds.append(watches.milliseconds)
+            rounds.append(times.totals)
     return {
         part: {"ms": spread_of([x[part] for x in rounds])._asdict(), "mib": memory.peaks[part]}
         for part in rounds[0]
     }
 
 
+def _milliseconds(device: torch.device) -> float:
+    synchronize(device)
+    return 1e3 * time.perf_counter()
+
+
 @contextmanager
 def watch(
-    model: HierarchicalBackbone, begin: Callable[[str], None], end: Callable[[str], None]
+    model: nn.Module, begin: Callable[[str], None], end: Callable[[str], None]
 ) -> Iterator[None]:
     """Call functions before and after a backbone, its stages and their attention layers run."""
-    parts: list[tuple[str, nn.Module]] = [(BACKBONE, model)]
-    for index, stage in enumerate(model.stages):
-        parts.append((stage_part(index), stage))
-        parts += [(attention_part(index), block.mixer) for block in stage.blocks]
+    parts = [(BACKBONE, model, model)]
+    for index, stage in enumerate(stages_of(model)):
+        parts.append((stage_part(index), stage.first, stage.last))
+        parts += [(attention_part(index), mixer, mixer) for mixer in stage.mixers]
     handles = []
-    for name, module in parts:
+    for name, first, last in parts:
         handles += [
-            module.register_forward_pre_hook(lambda *_, name=name: begin(name)),
-            module.register_forward_hook(lambda *_, name=name: end(name)),
+            first.register_forward_pre_hook(lambda *_, name=name: begin(name)),
+            last.register_forward_hook(lambda *_, name=name: end(name)),
         ]
     try:
         yield
@@ -162,18 +167,18 @@ def watch(
             handle.remove()
 
 
-class _Stopwatch:
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.milliseconds: dict[str, float] = defaultdict(float)
+class _Tally:
+    """How far a counter goes while each part runs."""
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self.read = read
+        self.totals: dict[str, Any] = defaultdict(int)
 
     def begin(self, part: str) -> None:
-        synchronize(self.device)
-        self.milliseconds[part] -= 1e3 * time.perf_counter()
+        self.totals[part] -= self.read()
 
     def end(self, part: str) -> None:
-        synchronize(self.device)
-        self.milliseconds[part] += 1e3 * time.perf_counter()
+        self.totals[part] += self.read()
 
 
 class _Memory:
@@ -204,20 +209,14 @@ class _Memory:
 
 
 @torch.no_grad()
-def count_parts(model: HierarchicalBackbone, side: int) -> dict[str, int]:
+def count_parts(model: nn.Module, side: int) -> dict[str, int]:
     """Count the multiply-adds of the backbone, its stages and their attention layers."""
     model = copy.deepcopy(model).to("meta")
-    image = torch.empty(1, 3, side, side, device="meta")
-    flops = {BACKBONE: count_flops(lambda: model(image))}
-    x = image.permute(0, 2, 3, 1)
-    for index, stage in enumerate(model.stages):
-        flops[stage_part(index)] = count_flops(lambda stage=stage, x=x: stage(x))
-        x = stage(x)
-        # Blocks keep the shape.
-        flops[attention_part(index)] = sum(
-            count_flops(lambda block=block, x=x: block.mixer(x)) for block in stage.blocks
-        )
-    return flops
+    with counting_flops() as total:
+        flops = _Tally(total)
+        with watch(model, flops.begin, flops.end):
+            model(torch.empty(1, 3, side, side, device="meta"))
+    return flops.totals
 
 
 def _tabulate(
