@@ -36,8 +36,8 @@ ROUNDS, SLOW_ROUNDS = 7, 3
 BACKBONE = "backbone"
 QUANTITIES = {"ms": "time, ms", "mib": "peak memory, MiB", "flops": "operations, G multiply-adds"}
 _WARM_UP_SIDE = 64
-# Ratios nearer to 1 than this are taken for equal.
-_NOISE = 0.05
+# Ratios nearer to 1 than this are taken for equal: stages that are the same have differed so much.
+_NOISE = {"ms": 0.1, "mib": 0.2, "flops": 0.0}
 _TEXT = """\
 One forward pass of a batch of one square image, without gradients, in float32, in a fresh \
 process for each model and size. The first pass gives the peak of memory: for a stage, what it \
@@ -85,7 +85,7 @@ def check_cost(
     }
     numbers["ratios"] = _compare(numbers)
     numbers["crossings"] = {
-        quantity: {part: find_crossings(sides, x) for part, x in ratios.items()}
+        quantity: {part: find_crossings(sides, x, _NOISE[quantity]) for part, x in ratios.items()}
         for quantity, ratios in numbers["ratios"].items()
     }
     return Section(
@@ -266,17 +266,20 @@ def _compare(numbers: Mapping[str, Any]) -> dict[str, dict[str, list[float | Non
     }
 
 
-def find_crossings(sides: Sequence[int], ratios: Sequence[float | None]) -> list[float]:
+def find_crossings(
+    sides: Sequence[int], ratios: Sequence[float | None], noise: float
+) -> list[float]:
     """Find the sizes at which a ratio goes through 1, by interpolation of logarithms.
 
     Args:
         sides: Sides of square images, ascending.
-        ratios: A ratio for each, None where it is unknown. Those within 5 % of 1 are passed over.
+        ratios: A ratio for each, None where it is unknown.
+        noise: Ratios within so much of 1 are passed over.
     """
     known = [
         (math.log(side), math.log(ratio))
         for side, ratio in zip(sides, ratios, strict=True)
-        if _differs(ratio)
+        if _differs(ratio, noise)
     ]
     return [
         math.exp(side + (next_side - side) * start / (start - stop))
@@ -285,15 +288,16 @@ def find_crossings(sides: Sequence[int], ratios: Sequence[float | None]) -> list
     ]
 
 
-def _differs(ratio: float | None) -> bool:
-    return ratio is not None and abs(ratio - 1) >= _NOISE
+def _differs(ratio: float | None, noise: float) -> bool:
+    return ratio is not None and abs(ratio - 1) > noise
 
 
 def _where_cheaper(numbers: Mapping[str, Any], quantity: str, part: str) -> str:
     ratios = numbers["ratios"][quantity].get(part, ())
-    sizes = [(n, x) for n, x in zip(numbers["sides"], ratios, strict=False) if _differs(x)]
+    noise = _NOISE[quantity]
+    sizes = [(n, x) for n, x in zip(numbers["sides"], ratios, strict=False) if _differs(x, noise)]
     if not sizes:
-        return "nowhere, within 5 %"
+        return f"nowhere, within {100 * noise:.0f} %"
     crossings = numbers["crossings"][quantity][part]
     if crossings:  # With every crossing the two change places.
         sides = [f"{side:.0f} px" for side in crossings]

@@ -141,7 +141,7 @@ def _findings(numbers: Mapping[str, Any]) -> list[str]:
 
 def _plot(maps: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) -> Figure:
     columns = max(len(stages) for stages in maps.values())
-    figure = Figure(figsize=(3.3 * columns + 1, 3.3 * len(maps)), layout="constrained")
+    figure = Figure(figsize=(3.3 * columns + 1, 3.8 * len(maps)), layout="constrained")
     axes = figure.subplots(len(maps), columns, squeeze=False)
     for panel in axes.flat:
         panel.set_axis_off()

@@ -153,7 +153,7 @@ def describe_field(field: Tensor) -> dict[str, Any]:
 
 def _plot(fields: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) -> Figure:
     columns = max(len(stages) for stages in fields.values())
-    figure = Figure(figsize=(3.3 * columns + 1, 3.3 * len(fields)), layout="constrained")
+    figure = Figure(figsize=(3.3 * columns + 1, 3.8 * len(fields)), layout="constrained")
     axes = figure.subplots(len(fields), columns, squeeze=False)
     for row, (name, stages) in zip(axes, fields.items(), strict=True):
         for panel, field, x in zip(row, stages, numbers[name], strict=False):
