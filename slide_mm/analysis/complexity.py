@@ -1,6 +1,7 @@
 """Counting operations and parameters."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
 
@@ -62,9 +63,17 @@ def count_flops(function: Callable[[], Any]) -> int:
     Args:
         function: Runs a model on tensors of the device ``meta``.
     """
-    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+    with counting_flops() as total:
         function()
-    return counter.get_total_flops() // 2  # PyTorch counts a multiply-add twice.
+        return total()
+
+
+@contextmanager
+def counting_flops() -> Iterator[Callable[[], int]]:
+    """Count as :func:`count_flops` does; yields a function that tells the number so far."""
+    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+        # PyTorch counts a multiply-add twice.
+        yield lambda: counter.get_total_flops() // 2
 
 
 def build_on_meta(model: ConfigDict, scope: str | None = None) -> nn.Module:

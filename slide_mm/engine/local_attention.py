@@ -1,6 +1,5 @@
 """Seeing what local attention does for a config's model and one's own images."""
 
-import copy
 import json
 import os
 import sys
@@ -31,7 +30,7 @@ from slide_mm.analysis.local_attention import (
 from slide_mm.checkpoints import get_state_dict, read_checkpoint
 from slide_mm.datasets import bundled_photograph
 from slide_mm.engine.config import load_config, require_keys
-from slide_mm.engine.preflight import check_checkpoint, check_model
+from slide_mm.engine.preflight import check_checkpoint, check_model, silence_log
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.models.backbone import HierarchicalBackbone
 
@@ -61,8 +60,9 @@ def check_local_attention(
         points: Where to look closely in each image, as fractions of its width and height.
             Default: where the image changes most.
         sizes: Sides of the square images whose cost is measured, in pixels, at least two.
-        against: Config of the model to compare with, with the weights it starts training from.
-            Default: the same config with ``slide_stages=()``, the original architecture.
+        against: Config of the model to compare with, of any backbone with strides of 4, 8, 16 and
+            32, with the weights it starts training from if they are a local file. Default: the
+            same config with ``slide_stages=()``, the original architecture.
         device: Where to compute.
 
     Returns:
@@ -147,7 +147,7 @@ def _make_folder(out: Path) -> Path:
 
 def _load_models(
     config: str, checkpoint: str | None, against: str | None, device: torch.device
-) -> tuple[nn.Module, dict[str, HierarchicalBackbone]]:
+) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The config's model, and by name its backbone and the one to compare with."""
     torch.manual_seed(0)
     cfg = load_config(config)
@@ -161,15 +161,13 @@ def _load_models(
         check_checkpoint(cfg, model, whole=True)
         model.load_state_dict(get_state_dict(read_checkpoint(checkpoint)), strict=False)
     if against is None:
-        other_cfg = copy.deepcopy(cfg)
-        other_cfg.model.backbone.update(slide_stages=(), init_cfg=None)
+        cfg.model.backbone.update(slide_stages=(), init_cfg=None)
+        backbones = {"sliding": sliding, "original": check_model(cfg, pretrained=False).backbone}
     else:
-        other_cfg = load_config(against)
-        require_keys(other_cfg, "this report", "model")
-    other = _get_backbone(other_cfg, check_model(other_cfg, pretrained=against is not None))
-    backbones = {"sliding": sliding, "original" if against is None else "against": other}
+        backbones = {"sliding": sliding, "against": _load_against(against)}
     for backbone in backbones.values():
-        backbone.to(device).eval().requires_grad_(False)
+        # MMDetection's backbones don't return themselves from eval.
+        backbone.to(device).requires_grad_(False).eval()
     return model, backbones
 
 
@@ -179,6 +177,33 @@ def _get_backbone(cfg: Config, model: nn.Module) -> HierarchicalBackbone:
         raise ConfigError(
             f"the backbone of {cfg.filename} is a {type(backbone).__name__}: name the config of a "
             "detector or segmentor on a backbone of slide_mm"
+        )
+    return backbone
+
+
+def _load_against(config: str) -> nn.Module:
+    """The backbone of any config, with the weights of a local file or else random ones."""
+    cfg = load_config(config)
+    require_keys(cfg, "this report", "model")
+    options = cfg.model.get("backbone")
+    if not isinstance(options, dict):
+        raise ConfigError(
+            f"the model of {config} has no backbone: name the config of a detector or segmentor"
+        )
+    if "://" in (options.get("init_cfg") or {}).get("checkpoint", ""):
+        options.init_cfg = None  # Nothing is downloaded.
+    backbone = check_model(cfg, pretrained=True).backbone
+    if not options.get("init_cfg"):
+        with silence_log():
+            backbone.init_weights()
+    backbone.eval()
+    with torch.inference_mode():
+        sides = [x.shape[-1] for x in backbone(torch.zeros(1, 3, 64, 64))]
+    if sides != [16, 8, 4, 2][: len(sides)]:
+        strides = ", ".join(f"{64 / side:g}" for side in sides)
+        raise ConfigError(
+            f"the backbone of {config} has outputs of strides {strides}: give one of 4, 8, 16 and "
+            "32, such as by model.backbone.out_indices"
         )
     return backbone
 

@@ -89,6 +89,16 @@ def test_against_another_config(run, config, write_config, image, tmp_path):
     assert reaches[1] > reaches[0]
 
 
+def test_against_a_backbone_of_another_project(run, config, write_config, image, tmp_path):
+    backbone = "dict(_delete_=True, type='ResNet', depth=18, init_cfg=dict(checkpoint='a://b'))"
+    other = write_config("mask_rcnn", f"model = dict(backbone={backbone})")
+    out = tmp_path / "out"
+    run(config, "--against", other, "--images", image, "--sizes", 32, 64, "--out", out)
+    numbers = json.loads((out / "report.json").read_text())
+    assert list(numbers["cost"]["ratios"]["ms"]) == ["backbone"]
+    assert [x["mixer"] for x in numbers["equivariance"]["against"]] == ["ResNet"] * 4
+
+
 class TestWrongInputs:
     """Each gives one line on stderr, exit code 1 and no files."""
 
@@ -118,6 +128,9 @@ class TestWrongInputs:
             "semantic_fpn", "model = dict(backbone=dict(_delete_=True, type='ResNet', depth=18))"
         )
         assert "is a ResNet" in refused(resnet)
+        backbone = "dict(_delete_=True, type='ResNet', depth=18, out_indices=(1, 3))"
+        coarse = write_config("mask_rcnn", f"model = dict(backbone={backbone})")
+        assert "outputs of strides 8, 32: give" in refused(config, "--against", coarse)
         Path("empty.py").write_text("")
         assert "empty.py has no model" in refused("empty.py")
 

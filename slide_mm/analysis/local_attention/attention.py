@@ -271,7 +271,7 @@ def _draw_weights(
     picture = panel.imshow(
         weights.view(size, size),
         cmap="viridis",
-        alpha=0.65,
+        alpha=0.8,
         vmin=0,
         vmax=high,
         extent=(left, left + side, top + side, top),

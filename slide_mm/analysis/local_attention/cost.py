@@ -27,17 +27,17 @@ from slide_mm.analysis.benchmark import (
     spread_of,
     synchronize,
 )
-from slide_mm.analysis.complexity import count_flops
+from slide_mm.analysis.complexity import counting_flops
 from slide_mm.analysis.local_attention.section import Picture, Section
-from slide_mm.models.backbone import HierarchicalBackbone
+from slide_mm.analysis.local_attention.stages import stages_of
 
 # Times that each size runs after the run that doesn't count, and those of more than a second.
 ROUNDS, SLOW_ROUNDS = 7, 3
 BACKBONE = "backbone"
 QUANTITIES = {"ms": "time, ms", "mib": "peak memory, MiB", "flops": "operations, G multiply-adds"}
 _WARM_UP_SIDE = 64
-# Ratios nearer to 1 than this are taken for equal.
-_NOISE = 0.05
+# Ratios nearer to 1 than this are taken for equal: stages that are the same have differed so much.
+_NOISE = {"ms": 0.1, "mib": 0.2, "flops": 0.0}
 _TEXT = """\
 One forward pass of a batch of one square image, without gradients, in float32, in a fresh \
 process for each model and size. The first pass gives the peak of memory: for a stage, what it \
@@ -59,7 +59,7 @@ def attention_part(stage: int) -> str:
 
 
 def check_cost(
-    models: Mapping[str, HierarchicalBackbone], sides: Sequence[int], device: torch.device
+    models: Mapping[str, nn.Module], sides: Sequence[int], device: torch.device
 ) -> Section:
     """Measure what models cost at several sizes.
 
@@ -85,7 +85,7 @@ def check_cost(
     }
     numbers["ratios"] = _compare(numbers)
     numbers["crossings"] = {
-        quantity: {part: find_crossings(sides, x) for part, x in ratios.items()}
+        quantity: {part: find_crossings(sides, x, _NOISE[quantity]) for part, x in ratios.items()}
         for quantity, ratios in numbers["ratios"].items()
     }
     return Section(
@@ -97,7 +97,9 @@ def check_cost(
         header=_header(models),
         lines=_lines(numbers),
         pictures=[
-            Picture(f"cost_{key}", f"{title}, by pixels", _plot(numbers, key, title))
+            Picture(
+                f"cost_{key}", f"{title}, by pixels, with exponents", _plot(numbers, key, title)
+            )
             for key, title in QUANTITIES.items()
         ],
     )
@@ -128,30 +130,35 @@ def measure_forward(pickled: bytes, side: int, device: torch.device) -> dict[str
             seconds = time.perf_counter() - start
         rounds: list[dict[str, float]] = []
         for _ in range(SLOW_ROUNDS if seconds > 1 else ROUNDS):
-            watches = _Stopwatch(device)
-            with watch(model, watches.begin, watches.end):
+            times = _Tally(lambda: _milliseconds(device))
+            with watch(model, times.begin, times.end):
                 model(image)
-            rounds.append(watches.milliseconds)
+            rounds.append(times.totals)
     return {
         part: {"ms": spread_of([x[part] for x in rounds])._asdict(), "mib": memory.peaks[part]}
         for part in rounds[0]
     }
 
 
+def _milliseconds(device: torch.device) -> float:
+    synchronize(device)
+    return 1e3 * time.perf_counter()
+
+
 @contextmanager
 def watch(
-    model: HierarchicalBackbone, begin: Callable[[str], None], end: Callable[[str], None]
+    model: nn.Module, begin: Callable[[str], None], end: Callable[[str], None]
 ) -> Iterator[None]:
     """Call functions before and after a backbone, its stages and their attention layers run."""
-    parts: list[tuple[str, nn.Module]] = [(BACKBONE, model)]
-    for index, stage in enumerate(model.stages):
-        parts.append((stage_part(index), stage))
-        parts += [(attention_part(index), block.mixer) for block in stage.blocks]
+    parts = [(BACKBONE, model, model)]
+    for index, stage in enumerate(stages_of(model)):
+        parts.append((stage_part(index), stage.first, stage.last))
+        parts += [(attention_part(index), mixer, mixer) for mixer in stage.mixers]
     handles = []
-    for name, module in parts:
+    for name, first, last in parts:
         handles += [
-            module.register_forward_pre_hook(lambda *_, name=name: begin(name)),
-            module.register_forward_hook(lambda *_, name=name: end(name)),
+            first.register_forward_pre_hook(lambda *_, name=name: begin(name)),
+            last.register_forward_hook(lambda *_, name=name: end(name)),
         ]
     try:
         yield
@@ -160,18 +167,18 @@ def watch(
             handle.remove()
 
 
-class _Stopwatch:
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.milliseconds: dict[str, float] = defaultdict(float)
+class _Tally:
+    """How far a counter goes while each part runs."""
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self.read = read
+        self.totals: dict[str, Any] = defaultdict(int)
 
     def begin(self, part: str) -> None:
-        synchronize(self.device)
-        self.milliseconds[part] -= 1e3 * time.perf_counter()
+        self.totals[part] -= self.read()
 
     def end(self, part: str) -> None:
-        synchronize(self.device)
-        self.milliseconds[part] += 1e3 * time.perf_counter()
+        self.totals[part] += self.read()
 
 
 class _Memory:
@@ -202,20 +209,14 @@ class _Memory:
 
 
 @torch.no_grad()
-def count_parts(model: HierarchicalBackbone, side: int) -> dict[str, int]:
+def count_parts(model: nn.Module, side: int) -> dict[str, int]:
     """Count the multiply-adds of the backbone, its stages and their attention layers."""
     model = copy.deepcopy(model).to("meta")
-    image = torch.empty(1, 3, side, side, device="meta")
-    flops = {BACKBONE: count_flops(lambda: model(image))}
-    x = image.permute(0, 2, 3, 1)
-    for index, stage in enumerate(model.stages):
-        flops[stage_part(index)] = count_flops(lambda stage=stage, x=x: stage(x))
-        x = stage(x)
-        # Blocks keep the shape.
-        flops[attention_part(index)] = sum(
-            count_flops(lambda block=block, x=x: block.mixer(x)) for block in stage.blocks
-        )
-    return flops
+    with counting_flops() as total:
+        flops = _Tally(total)
+        with watch(model, flops.begin, flops.end):
+            model(torch.empty(1, 3, side, side, device="meta"))
+    return flops.totals
 
 
 def _tabulate(
@@ -265,17 +266,20 @@ def _compare(numbers: Mapping[str, Any]) -> dict[str, dict[str, list[float | Non
     }
 
 
-def find_crossings(sides: Sequence[int], ratios: Sequence[float | None]) -> list[float]:
+def find_crossings(
+    sides: Sequence[int], ratios: Sequence[float | None], noise: float
+) -> list[float]:
     """Find the sizes at which a ratio goes through 1, by interpolation of logarithms.
 
     Args:
         sides: Sides of square images, ascending.
-        ratios: A ratio for each, None where it is unknown. Those within 5 % of 1 are passed over.
+        ratios: A ratio for each, None where it is unknown.
+        noise: Ratios within so much of 1 are passed over.
     """
     known = [
         (math.log(side), math.log(ratio))
         for side, ratio in zip(sides, ratios, strict=True)
-        if _differs(ratio)
+        if _differs(ratio, noise)
     ]
     return [
         math.exp(side + (next_side - side) * start / (start - stop))
@@ -284,15 +288,16 @@ def find_crossings(sides: Sequence[int], ratios: Sequence[float | None]) -> list
     ]
 
 
-def _differs(ratio: float | None) -> bool:
-    return ratio is not None and abs(ratio - 1) >= _NOISE
+def _differs(ratio: float | None, noise: float) -> bool:
+    return ratio is not None and abs(ratio - 1) > noise
 
 
 def _where_cheaper(numbers: Mapping[str, Any], quantity: str, part: str) -> str:
     ratios = numbers["ratios"][quantity].get(part, ())
-    sizes = [(n, x) for n, x in zip(numbers["sides"], ratios, strict=False) if _differs(x)]
+    noise = _NOISE[quantity]
+    sizes = [(n, x) for n, x in zip(numbers["sides"], ratios, strict=False) if _differs(x, noise)]
     if not sizes:
-        return "nowhere, within 5 %"
+        return f"nowhere, within {100 * noise:.0f} %"
     crossings = numbers["crossings"][quantity][part]
     if crossings:  # With every crossing the two change places.
         sides = [f"{side:.0f} px" for side in crossings]
@@ -308,13 +313,14 @@ def _header(models: Mapping[str, Any]) -> list[str]:
     header = [""]
     for quantity in ("time", "memory", "operations"):
         header += [f"exponent of {quantity}: {name}" for name in models]
-    first = next(iter(models))
-    return [*header, *(f"between the two largest, time: {x}" for x in models), f"{first} is faster"]
+    first, second = models
+    header += [f"between the two largest, time: {name}" for name in models]
+    header += [f"{quantity} of {first} / {second}, largest" for quantity in ("time", "memory")]
+    return [*header, f"{first} is faster"]
 
 
 def _lines(numbers: Mapping[str, Any]) -> list[list[str]]:
     models = numbers["models"]
-    parts = dict.fromkeys(part for costs in models.values() for part in costs["ms"])
 
     def cells(kind: str, quantity: str, part: str) -> list[str]:
         exponents = (numbers[kind][name][quantity].get(part) for name in models)
@@ -325,10 +331,16 @@ def _lines(numbers: Mapping[str, Any]) -> list[list[str]]:
             part,
             *(cell for quantity in QUANTITIES for cell in cells("exponents", quantity, part)),
             *cells("exponents_of_largest", "ms", part),
+            *(_ratio_at_largest(numbers, quantity, part) for quantity in ("ms", "mib")),
             _where_cheaper(numbers, "ms", part),
         ]
-        for part in parts
+        for part in _all_parts(numbers)
     ]
+
+
+def _ratio_at_largest(numbers: Mapping[str, Any], quantity: str, part: str) -> str:
+    ratios = [x for x in numbers["ratios"][quantity].get(part, ()) if x is not None]
+    return f"{ratios[-1]:.2f}" if ratios else "-"
 
 
 def _findings(numbers: Mapping[str, Any]) -> list[str]:
@@ -340,10 +352,12 @@ def _findings(numbers: Mapping[str, Any]) -> list[str]:
         findings.append(
             f"{part}: exponent of time {shown[0]} ({first}), {shown[1]} ({second}); {first} is "
             f"faster {_where_cheaper(numbers, 'ms', part)}, smaller in memory "
-            f"{_where_cheaper(numbers, 'mib', part)}"
+            f"{_where_cheaper(numbers, 'mib', part)}; at the largest size that both ran it takes "
+            f"{_ratio_at_largest(numbers, 'ms', part)} of the time"
         )
     for name, costs in numbers["models"].items():
-        failed = [s for s, x in zip(numbers["sides"], costs["ms"][BACKBONE], strict=True) if not x]
+        times = zip(numbers["sides"], costs["ms"][BACKBONE], strict=True)
+        failed = [side for side, x in times if x is None]
         findings += [f"{name} runs out of memory at {side} x {side}" for side in failed]
     return findings
 
@@ -393,7 +407,7 @@ def _draw(
         panel.plot(*(zip(*measured, strict=True) if measured else ([], [])), style, color=color)
         panel.lines[-1].set_label(label)
     points = zip(numbers["sides"], costs.get(part, ()), strict=False)
-    failed = [side**2 for side, x in points if not x]
+    failed = [side**2 for side, x in points if x is None]
     if failed:
         places = [0.06] * len(failed)
         transform = panel.get_xaxis_transform()

@@ -6,18 +6,15 @@ from typing import Any
 import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from slide_mm.analysis.local_attention.section import (
     Photograph,
     Picture,
     Section,
     central_crop,
-    mixer_names,
-    stage_features,
-    stride_of,
 )
-from slide_mm.models.backbone import HierarchicalBackbone
+from slide_mm.analysis.local_attention.stages import mixer_names, stage_features, stride_of
 
 MAX_SIDE = 1024
 _TEXT = """\
@@ -31,7 +28,7 @@ stage need not move with the image though the stage's own attention does."""
 
 
 def check_equivariance(
-    models: Mapping[str, HierarchicalBackbone],
+    models: Mapping[str, nn.Module],
     photographs: Sequence[Photograph],
     reaches: Mapping[str, Sequence[float | None]],
 ) -> Section:
@@ -59,7 +56,7 @@ def check_equivariance(
                 "border_excluded": reach is not None and reach + stride_of(stage) <= min(margins),
             }
             for stage, (mixer, error, reach) in enumerate(
-                zip(mixer_names(model), errors.tolist(), reaches[name], strict=True)
+                zip(mixer_names(model, len(errors)), errors.tolist(), reaches[name], strict=True)
             )
         ]
     lines = [
@@ -93,7 +90,7 @@ def check_equivariance(
 
 
 @torch.inference_mode()
-def measure_changes(model: HierarchicalBackbone, image: Tensor) -> list[tuple[Tensor, float]]:
+def measure_changes(model: nn.Module, image: Tensor) -> list[tuple[Tensor, float]]:
     """Move an image by one stride of each stage, and compare the stage's features.
 
     Args:
@@ -144,7 +141,7 @@ def _findings(numbers: Mapping[str, Any]) -> list[str]:
 
 def _plot(maps: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) -> Figure:
     columns = max(len(stages) for stages in maps.values())
-    figure = Figure(figsize=(3.3 * columns + 1, 3.3 * len(maps)), layout="constrained")
+    figure = Figure(figsize=(3.3 * columns + 1, 3.8 * len(maps)), layout="constrained")
     axes = figure.subplots(len(maps), columns, squeeze=False)
     for panel in axes.flat:
         panel.set_axis_off()
@@ -152,7 +149,7 @@ def _plot(maps: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) -> F
         for panel, change, x in zip(row, stages, numbers[name], strict=False):
             # What hasn't changed at all is drawn in the colour of the least change.
             picture = panel.imshow(change.clamp(min=1e-7), norm=LogNorm(1e-7, 1), cmap="magma")
-            title = f"{name}, stage {x['stage']}\n{x['mixer']}: {x['error']:.1e}"
+            title = f"{name}, stage {x['stage']}\n{x['mixer']}\nerror {x['error']:.1e}"
             panel.set_title(title, fontsize="small")
     figure.colorbar(picture, ax=axes, label="relative change (black: 1e-7 and less)", shrink=0.8)
     return figure

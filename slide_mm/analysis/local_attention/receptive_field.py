@@ -1,5 +1,6 @@
 """How far the tokens of each stage see."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,17 +8,14 @@ import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from torch import Tensor
+from torch import Tensor, nn
 
 from slide_mm.analysis.local_attention.section import (
     Photograph,
     Picture,
     Section,
-    mixer_names,
-    stage_features,
-    stride_of,
 )
-from slide_mm.models.backbone import HierarchicalBackbone
+from slide_mm.analysis.local_attention.stages import mixer_names, stage_features, stride_of
 
 MAX_SIDE = 512
 SHARES = (0.5, 0.95)
@@ -34,7 +32,7 @@ square outside which no pixel matters at all."""
 
 
 def check_receptive_field(
-    models: Mapping[str, HierarchicalBackbone], photographs: Sequence[Photograph]
+    models: Mapping[str, nn.Module], photographs: Sequence[Photograph]
 ) -> Section:
     """Measure the effective receptive field of each stage.
 
@@ -54,7 +52,7 @@ def check_receptive_field(
         numbers[name] = [
             {"stage": stage, "mixer": mixer, **describe_field(field)}
             for stage, (mixer, field) in enumerate(
-                zip(mixer_names(model), fields[name], strict=True), start=1
+                zip(mixer_names(model, len(fields[name])), fields[name], strict=True), start=1
             )
         ]
     lines = [
@@ -101,7 +99,7 @@ def crop_around(image: Tensor, point: tuple[int, int], side: int) -> Tensor:
     return image[..., top : top + side, left : left + side]
 
 
-def measure_fields(model: HierarchicalBackbone, crops: Sequence[Tensor]) -> list[Tensor]:
+def measure_fields(model: nn.Module, crops: Sequence[Tensor]) -> list[Tensor]:
     """Root mean square gradient of the middle token of each stage, over crops and directions.
 
     Args:
@@ -112,16 +110,16 @@ def measure_fields(model: HierarchicalBackbone, crops: Sequence[Tensor]) -> list
         (side, side) for each stage.
     """
     generator = torch.Generator().manual_seed(0)
-    energies = [torch.zeros(crops[0].shape[2:]) for _ in model.stages]
+    energies: defaultdict[int, Tensor] = defaultdict(lambda: torch.zeros(crops[0].shape[2:]))
     for crop in crops:
         image = crop.detach().clone().requires_grad_()
-        for energy, features in zip(energies, stage_features(model, image), strict=True):
+        for stage, features in enumerate(stage_features(model, image)):
             token = features[0, features.shape[1] // 2, features.shape[2] // 2]
             for _ in range(_NUM_DIRECTIONS):
                 direction = torch.randn(len(token), generator=generator).to(token)
                 (gradient,) = torch.autograd.grad(token, image, direction, retain_graph=True)
-                energy += gradient[0].square().sum(0).cpu()
-    return [energy.sqrt() for energy in energies]
+                energies[stage] += gradient[0].square().sum(0).cpu()
+    return [energy.sqrt() for energy in energies.values()]
 
 
 def _key(share: float) -> str:
@@ -155,7 +153,7 @@ def describe_field(field: Tensor) -> dict[str, Any]:
 
 def _plot(fields: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) -> Figure:
     columns = max(len(stages) for stages in fields.values())
-    figure = Figure(figsize=(3.3 * columns + 1, 3.3 * len(fields)), layout="constrained")
+    figure = Figure(figsize=(3.3 * columns + 1, 3.8 * len(fields)), layout="constrained")
     axes = figure.subplots(len(fields), columns, squeeze=False)
     for row, (name, stages) in zip(axes, fields.items(), strict=True):
         for panel, field, x in zip(row, stages, numbers[name], strict=False):
@@ -171,10 +169,11 @@ def _plot(fields: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) ->
                 panel.add_patch(Circle((0, 0), x[key], fill=False, color="cyan"))
             around = min(side // 2, _TOKENS_SHOWN * stride_of(x["stage"] - 1))
             panel.set(xlim=(-around, around), ylim=(around, -around))
-            panel.set_facecolor("black")
+            panel.set_facecolor("lightgray")  # Outside the crop.
             panel.tick_params(labelsize="small")
             radius = f"95 % within {x[_key(0.95)]:.0f} px"
-            panel.set_title(f"{name}, stage {x['stage']}\n{x['mixer']}: {radius}", fontsize="small")
+            title = f"{name}, stage {x['stage']}\n{x['mixer']}\n{radius}"
+            panel.set_title(title, fontsize="small")
         for unused in row[len(stages) :]:
             unused.set_axis_off()
     figure.colorbar(picture, ax=axes, label=f"gradient (black: {_FAINTEST:g} and less)", shrink=0.8)

@@ -10,8 +10,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from slide_mm.models.backbone import HierarchicalBackbone
-
 DPI = 110
 
 
@@ -75,31 +73,6 @@ class Photograph(NamedTuple):
     pixels: np.ndarray
     tensor: Tensor
     points: Sequence[tuple[int, int]]
-
-
-def stride_of(stage: int) -> int:
-    """Pixels from one token of a stage, counted from 0, to the next."""
-    return 4 * 2**stage
-
-
-def mixer_names(model: HierarchicalBackbone) -> list[str]:
-    """The kind of token mixer in each stage."""
-    return [type(stage.blocks[0].mixer).__name__ for stage in model.stages]
-
-
-def stage_features(model: HierarchicalBackbone, image: Tensor) -> list[Tensor]:
-    """What each stage passes on, (B, H, W, C): without the norms of outputs."""
-    features: list[Tensor] = []
-    handles = [
-        stage.register_forward_hook(lambda _stage, _inputs, x: features.append(x))
-        for stage in model.stages
-    ]
-    try:
-        model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return features
 
 
 def central_crop(image: Tensor, side: int) -> Tensor:

@@ -79,10 +79,11 @@ def test_crossings_of_power_laws():
     def ratios(first, exponent):
         return [first * side**exponent for side in sides]
 
-    assert cost.find_crossings(sides, ratios(1 / 300, 1)) == [pytest.approx(300)]
-    assert cost.find_crossings(sides, ratios(700**2, -2)) == [pytest.approx(700)]
-    assert cost.find_crossings(sides, ratios(2, 0.5)) == []
-    assert cost.find_crossings(sides, [None, 2, None, 0.5]) == [pytest.approx(400)]
+    assert cost.find_crossings(sides, ratios(1 / 300, 1), 0.1) == [pytest.approx(300)]
+    assert cost.find_crossings(sides, ratios(700**2, -2), 0.1) == [pytest.approx(700)]
+    assert cost.find_crossings(sides, ratios(2, 0.5), 0.1) == []
+    assert cost.find_crossings(sides, [0.95, 1.05, 0.95, 1.05], 0.1) == []
+    assert cost.find_crossings(sides, [None, 2, None, 0.5], 0.1) == [pytest.approx(400)]
 
 
 @pytest.fixture

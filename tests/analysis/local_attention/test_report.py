@@ -5,7 +5,7 @@ import torch
 from matplotlib.figure import Figure
 
 from slide_mm.analysis.local_attention import Section, render_html, salient_points
-from slide_mm.analysis.local_attention.section import Picture, mixer_names, stage_features
+from slide_mm.analysis.local_attention.section import Picture
 
 
 def test_report_needs_no_other_file():
@@ -36,12 +36,3 @@ def test_salient_points_are_where_the_image_changes():
     first, second = salient_points(pixels.numpy(), 2)
     assert max(abs(first[0] - 95), abs(first[1] - 105)) < 12
     assert max(abs(second[0] - 292), abs(second[1] - 62)) < 12
-
-
-def test_features_are_those_of_the_stages(backbones, photograph):
-    model = backbones["sliding"]
-    features = stage_features(model, photograph.tensor)
-    outputs = model(photograph.tensor)
-    for index, (x, output) in enumerate(zip(features, outputs, strict=True)):
-        assert model.out_norms[str(index)](x).permute(0, 3, 1, 2).equal(output)
-    assert mixer_names(model) == ["SlideAttention"] * 2 + ["ShiftedWindowAttention"] * 2
