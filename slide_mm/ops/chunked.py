@@ -44,7 +44,7 @@ def forward(
     weight = _by_tap(kernel, bias)
     scratch = _Scratch(query)
     for chunk in _chunks(query, kernel):
-        centre = query[chunk]
+        centre = _gather(query[chunk], scratch)
         neighbours = _neighbours(key, chunk, kernel, scratch)
         logits = _score(_products(centre, neighbours, scratch), scale * weight)
         logits.addcmul_(centre.sum(-1, keepdim=True), scale * position_bias)
@@ -79,7 +79,7 @@ def backward(
     value_sum, key_sum, position_sum = map(_zeros_like, (weight, weight, position_bias))
     scratch = _Scratch(query)
     for chunk in _chunks(query, kernel):
-        centre, weights = output_grad[chunk], _of_chunk(attention, chunk, query)
+        centre, weights = _gather(output_grad[chunk], scratch), _of_chunk(attention, chunk, query)
         neighbours = _neighbours(value, chunk, kernel, scratch)
         products = _products(centre, neighbours, scratch)
         weights_grad = _score(products, weight)
@@ -90,20 +90,26 @@ def backward(
                 total.addcmul_(coefficient, centre)
 
         logits_grad = weights * (weights_grad - (weights * weights_grad).sum(-1, keepdim=True))
-        centre = query[chunk]
+        centre = _gather(query[chunk], scratch)
         neighbours = _neighbours(key, chunk, kernel, scratch)
         key_sum += _weight_gradient(_products(centre, neighbours, scratch), logits_grad)
         position_sum += (logits_grad * centre.sum(-1, keepdim=True)).sum((0, 1, 2))
         *coefficients, constant = _mix(logits_grad, scale * weight, scratch)
         of_position = (logits_grad * (scale * position_bias)).sum(-1, keepdim=True)
-        mixed = torch.add(constant, of_position, out=query_grad[chunk])
+        mixed = constant.add_(of_position)
         with _sum_of_neighbours(key_grad, chunk, kernel, scratch) as sums:
             for coefficient, neighbour, total in zip(coefficients, neighbours, sums, strict=True):
                 mixed.addcmul_(coefficient, neighbour)
                 total.addcmul_(coefficient, centre)
+        query_grad[chunk] = mixed
     by_channel = (value_sum + scale * key_sum).permute(2, 1, 0)
     kernel_grad, bias_grad = by_channel[..., :-1].contiguous(), by_channel[..., -1].contiguous()
     return kernel_grad, bias_grad, scale * position_sum
+
+
+def _gather(centre: Tensor, scratch: "_Scratch") -> Tensor:
+    """Copy what lies between others in memory: it is read once for each tap."""
+    return centre if centre.is_contiguous() else scratch("centre", centre.shape).copy_(centre)
 
 
 def _products(centre: Tensor, neighbours: list[Tensor], scratch: "_Scratch") -> Tensor:
