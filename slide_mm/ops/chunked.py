@@ -3,7 +3,11 @@
 Logits and output are sums over the taps o of products with the neighbour x(x + o), each mixed by a
 small matrix; the bias is that of one more tap, whose neighbour is the constant 1. There are K*K
 products of no more than a chunk of rows, which the caches hold. Query and whatever has its shape
-are (images, rows, columns, num_heads, head_dim), attention weights and logits (..., K*K).
+are (images, rows, columns, num_heads, head_dim), attention weights and logits (..., K*K), products
+and coefficients (images, rows, taps + 1, columns, num_heads, head_dim).
+
+Rows lie outside taps so that each step divides a chunk among the threads by rows: what one core has
+written stays with it, which matters most where the cores share no cache.
 """
 
 import math
@@ -14,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 # Bytes of a chunk's products, on a CPU of each thread's. There they should stay in the caches
 # (measured: docs/performance.md); elsewhere they are many, as every chunk costs dozens of launches.
@@ -46,18 +51,15 @@ def forward(
     for chunk in _chunks(query, kernel):
         centre = _gather(query[chunk], scratch)
         neighbours = _neighbours(key, chunk, kernel, scratch)
-        logits = _score(_products(centre, neighbours, scratch), scale * weight)
+        logits = _score(_products(centre, neighbours), scale * weight)
         logits.addcmul_(centre.sum(-1, keepdim=True), scale * position_bias)
         # Over the first dimension a softmax this small is many times as fast.
         weights = logits.movedim(-1, 0).softmax(0, dtype=_accurate(query)).movedim(0, -1)
         weights = weights.to(query.dtype).contiguous()
         if attention is not None:
             _of_chunk(attention, chunk, query).copy_(weights)
-        *coefficients, constant = _mix(weights, weight, scratch)
-        mixed = output[chunk].copy_(constant)
         neighbours = _neighbours(value, chunk, kernel, scratch)
-        for coefficient, neighbour in zip(coefficients, neighbours, strict=True):
-            mixed.addcmul_(coefficient, neighbour)
+        output[chunk] = _aggregate(_mix(weights, weight), neighbours)
     return output
 
 
@@ -80,28 +82,24 @@ def backward(
     scratch = _Scratch(query)
     for chunk in _chunks(query, kernel):
         centre, weights = _gather(output_grad[chunk], scratch), _of_chunk(attention, chunk, query)
-        neighbours = _neighbours(value, chunk, kernel, scratch)
-        products = _products(centre, neighbours, scratch)
+        products = _products(centre, _neighbours(value, chunk, kernel, scratch))
         weights_grad = _score(products, weight)
         value_sum += _weight_gradient(products, weights)
-        *coefficients, _ = _mix(weights, weight, scratch)
+        del products  # Its memory, which the caches hold, is what the coefficients get.
         with _sum_of_neighbours(value_grad, chunk, kernel, scratch) as sums:
-            for coefficient, total in zip(coefficients, sums, strict=True):
-                total.addcmul_(coefficient, centre)
+            _spread(_mix(weights, weight), centre, sums)
 
         logits_grad = weights * (weights_grad - (weights * weights_grad).sum(-1, keepdim=True))
         centre = _gather(query[chunk], scratch)
         neighbours = _neighbours(key, chunk, kernel, scratch)
-        key_sum += _weight_gradient(_products(centre, neighbours, scratch), logits_grad)
+        key_sum += _weight_gradient(_products(centre, neighbours), logits_grad)
         position_sum += (logits_grad * centre.sum(-1, keepdim=True)).sum((0, 1, 2))
-        *coefficients, constant = _mix(logits_grad, scale * weight, scratch)
         of_position = (logits_grad * (scale * position_bias)).sum(-1, keepdim=True)
-        mixed = constant.add_(of_position)
+        coefficients = _mix(logits_grad, scale * weight)
         with _sum_of_neighbours(key_grad, chunk, kernel, scratch) as sums:
-            for coefficient, neighbour, total in zip(coefficients, neighbours, sums, strict=True):
-                mixed.addcmul_(coefficient, neighbour)
-                total.addcmul_(coefficient, centre)
-        query_grad[chunk] = mixed
+            _spread(coefficients, centre, sums)
+        query_grad[chunk] = _aggregate(coefficients, neighbours).add_(of_position)
+        del coefficients
     by_channel = (value_sum + scale * key_sum).permute(2, 1, 0)
     kernel_grad, bias_grad = by_channel[..., :-1].contiguous(), by_channel[..., -1].contiguous()
     return kernel_grad, bias_grad, scale * position_sum
@@ -112,44 +110,82 @@ def _gather(centre: Tensor, scratch: "_Scratch") -> Tensor:
     return centre if centre.is_contiguous() else scratch("centre", centre.shape).copy_(centre)
 
 
-def _products(centre: Tensor, neighbours: list[Tensor], scratch: "_Scratch") -> Tensor:
-    """Centre times each neighbour and, for the bias, times 1: (taps + 1, *centre.shape)."""
-    products = scratch("products", (len(neighbours) + 1, *centre.shape))
-    *taps, constant = products
-    for product, neighbour in zip(taps, neighbours, strict=True):
-        torch.mul(centre, neighbour, out=product)
-    constant.copy_(centre)
+def _products(centre: Tensor, neighbours: Tensor) -> Tensor:
+    """Centre times each neighbour and, for the bias, times 1."""
+    images, rows, *side = neighbours.shape[:4]
+    products = centre.new_empty(images, rows, math.prod(side) + 1, *centre.shape[2:])
+    taps = products[:, :, :-1].unflatten(2, side)
+    torch.mul(centre[:, :, None, None], neighbours, out=taps)
+    products[:, :, -1] = centre
     return products
 
 
 def _score(products: Tensor, weight: Tensor) -> Tensor:
-    """Sum of each tap's products (..., head_dim) times its matrix of ``weight``: (..., taps).
-
-    On a CPU a convolution over the taps, several times as fast as matrix products this thin
-    (measured: docs/performance.md). On a GPU a convolution might round to TF32.
-    """
-    taps, *shape, channels = products.shape
-    if products.device.type != "cpu":
-        return torch.bmm(products.view(taps, -1, channels), weight.mT).sum(0).view(*shape, -1)
-    # Only strides that a channels-last image would have are taken for one.
-    image = products.view(1, taps, -1, channels).permute(0, 3, 1, 2)
-    scores = F.conv2d(image, weight.permute(1, 2, 0)[..., None])
-    return scores.permute(0, 2, 3, 1).reshape(*shape, -1)
+    """Sum of each tap's products times its matrix of ``weight``: (..., K*K)."""
+    images, rows, _, columns, num_heads, _ = products.shape
+    if _convolves(products):
+        scores = F.conv2d(_as_images(products), _as_kernel(weight)).permute(0, 2, 3, 1)
+    else:
+        scores = (products.flatten(3, 4) @ weight.mT).sum(2)
+    return scores.reshape(images, rows, columns, num_heads, -1)
 
 
-def _mix(weights: Tensor, weight: Tensor, scratch: "_Scratch") -> Tensor:
-    """What each neighbour, and the constant 1, is multiplied with: (taps + 1, ..., head_dim)."""
-    *shape, taps = weights.shape
-    # In the place of the products, which nobody needs any more and which the caches still hold.
-    coefficients = scratch("products", (len(weight), *shape, weight.shape[-1]))
-    weights = weights.view(1, -1, taps).expand(len(weight), -1, -1)
-    torch.bmm(weights, weight, out=coefficients.flatten(1, -2))
-    return coefficients
+def _mix(weights: Tensor, weight: Tensor) -> Tensor:
+    """What each neighbour, and the constant 1, is multiplied with; the transpose of _score."""
+    images, rows, columns, num_heads, _ = weights.shape
+    weights = weights.unsqueeze(2)
+    if _convolves(weights):
+        mixed = F.conv_transpose2d(_as_images(weights), _as_kernel(weight)).permute(0, 2, 3, 1)
+    else:
+        mixed = weights.flatten(3, 4) @ weight
+    return mixed.reshape(images, rows, len(weight), columns, num_heads, -1)
 
 
 def _weight_gradient(products: Tensor, scores_grad: Tensor) -> Tensor:
     """Gradient of :func:`_score` with respect to ``weight``."""
-    return scores_grad.flatten(0, -2).t() @ products.flatten(1, -2)
+    scores_grad = scores_grad.unsqueeze(2)
+    if not _convolves(products):
+        return (scores_grad.flatten(3, 4).mT @ products.flatten(3, 4)).sum((0, 1))
+    size = scores_grad.shape[-1], products.shape[-1], products.shape[2], 1
+    gradient = conv2d_weight(_as_images(products), size, _as_images(scores_grad))
+    return gradient.squeeze(-1).permute(2, 0, 1)
+
+
+def _convolves(x: Tensor) -> bool:
+    """Whether the taps are mixed by convolutions over them, and not by matrix products.
+
+    On a CPU convolutions are several times as fast, for the matrices are thin (measured:
+    docs/performance.md). On a GPU they might round to TF32.
+    """
+    return x.device.type == "cpu"
+
+
+def _as_images(x: Tensor) -> Tensor:
+    """Each row as a channels-last image, with a line for each tap."""
+    return x.flatten(3, 4).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _as_kernel(weight: Tensor) -> Tensor:
+    return weight.permute(1, 2, 0).unsqueeze(-1)
+
+
+def _aggregate(coefficients: Tensor, neighbours: Tensor) -> Tensor:
+    """Sum of the coefficients times the neighbours, in the memory of the last coefficients."""
+    *taps, total = coefficients.unbind(2)
+    for tap, neighbour in zip(taps, _by_neighbour(neighbours), strict=True):
+        total.addcmul_(tap, neighbour)
+    return total
+
+
+def _spread(coefficients: Tensor, centre: Tensor, sums: Tensor) -> None:
+    """Add to the sums of the neighbours the coefficients times the centre."""
+    *taps, _ = coefficients.unbind(2)
+    for tap, total in zip(taps, _by_neighbour(sums), strict=True):
+        total.addcmul_(tap, centre)
+
+
+def _by_neighbour(x: Tensor) -> list[Tensor]:
+    return [neighbour for row in x.unbind(2) for neighbour in row.unbind(2)]
 
 
 class _Scratch:
@@ -178,18 +214,19 @@ def _chunks(query: Tensor, kernel: Tensor) -> Iterator[_Chunk]:
         return
     batch, height = query.shape[:2]
     on_cpu = query.device.type == "cpu"
-    size = _CPU_CHUNK * torch.get_num_threads() if on_cpu else _OTHER_CHUNK
+    threads = torch.get_num_threads() if on_cpu else 1
+    size = _CPU_CHUNK * threads if on_cpu else _OTHER_CHUNK
     row_size = query[0, 0].numel() * query.element_size() * (kernel.shape[1] + 1)
-    most_rows = max(1, size // row_size)
+    most_rows = max(1, size // row_size // threads) * threads
     num_images = max(1, most_rows // height)
-    num_rows = math.ceil(height / math.ceil(height / most_rows))
+    num_rows = math.ceil(height / math.ceil(height / most_rows) / threads) * threads
     for image in range(0, batch, num_images):
         for row in range(0, height, num_rows):
             yield slice(image, image + num_images), slice(row, min(row + num_rows, height))
 
 
-def _neighbours(x: Tensor, chunk: _Chunk, kernel: Tensor, scratch: _Scratch) -> list[Tensor]:
-    """x(x + o) for every tap o, views of one padded copy."""
+def _neighbours(x: Tensor, chunk: _Chunk, kernel: Tensor, scratch: _Scratch) -> Tensor:
+    """x(x + o) for every tap o, a view of a padded copy."""
     rows = _Rows.around(chunk, x.shape[1], kernel)
     padded = scratch("padded", rows.padded_shape(x[chunk].shape))
     for outside in rows.outside(padded):
@@ -201,7 +238,7 @@ def _neighbours(x: Tensor, chunk: _Chunk, kernel: Tensor, scratch: _Scratch) -> 
 @contextmanager
 def _sum_of_neighbours(
     total: Tensor, chunk: _Chunk, kernel: Tensor, scratch: _Scratch
-) -> Iterator[list[Tensor]]:
+) -> Iterator[Tensor]:
     """Give for every tap o where to add what belongs to x + o, and then add it to the total.
 
     Chunks come in the order of their rows: those that no chunk has reached hold nothing yet.
@@ -261,11 +298,10 @@ class _Rows(NamedTuple):
             padded[:, height - self.below :],
         )
 
-    def shifted(self, padded: Tensor) -> list[Tensor]:
-        """For each tap, the part of a padded chunk that the chunk sees there."""
-        steps = range(2 * self.radius + 1)
+    def shifted(self, padded: Tensor) -> Tensor:
+        """What a chunk sees of a padded one at each tap: (images, rows, K, K, columns, ...)."""
         height, width = (side - 2 * self.radius for side in padded.shape[1:3])
-        return [padded[:, y : y + height, x : x + width] for y in steps for x in steps]
+        return padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 5, 1, 2, 6, 3, 4)
 
 
 def _by_tap(kernel: Tensor, bias: Tensor) -> Tensor:
