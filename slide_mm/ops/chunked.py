@@ -3,8 +3,9 @@
 Logits and output are sums over the taps o of products with the neighbour x(x + o), each mixed by a
 small matrix; the bias is that of one more tap, whose neighbour is the constant 1. There are K*K
 products of no more than a chunk of rows, which the caches hold. Query and whatever has its shape
-are (images, rows, columns, num_heads, head_dim), attention weights and logits (..., K*K), products
-and coefficients (images, rows, taps + 1, columns, num_heads, head_dim).
+are (images, rows, columns, num_heads, head_dim); for matrix products, images and rows become one
+dimension, and columns and heads another, pixels: logits and attention weights are (rows, taps,
+pixels).
 
 Rows lie outside taps so that each step divides a chunk among the threads by rows: what one core has
 written stays with it, which matters most where the cores share no cache.
@@ -12,17 +13,13 @@ written stays with it, which matters most where the cores share no cache.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 
 # Bytes of a chunk's products, on a CPU of each thread's. There they should stay in the caches
 # (measured: docs/performance.md); elsewhere they are many, as every chunk costs dozens of launches.
-_CPU_CHUNK = 5 << 20
+_CPU_CHUNK = 4 << 20
 _OTHER_CHUNK = 256 << 20
 
 # Images and rows: an index of (B, H, W, ...).
@@ -46,20 +43,18 @@ def forward(
             here, if it is given.
     """
     output = query.new_empty(query.shape)
-    weight = _by_tap(kernel, bias)
-    scratch = _Scratch(query)
-    for chunk in _chunks(query, kernel):
-        centre = _gather(query[chunk], scratch)
-        neighbours = _neighbours(key, chunk, kernel, scratch)
-        logits = _score(_products(centre, neighbours), scale * weight)
-        logits.addcmul_(centre.sum(-1, keepdim=True), scale * position_bias)
-        # Over the first dimension a softmax this small is many times as fast.
-        weights = logits.movedim(-1, 0).softmax(0, dtype=_accurate(query)).movedim(0, -1)
-        weights = weights.to(query.dtype).contiguous()
+    weight, position_bias = _by_tap(kernel, bias), _by_pixel(position_bias, query)
+    for chunk, space in _chunks(query, weight):
+        torch.mul(query[chunk], scale, out=space.centre)
+        space.load_neighbours(key, chunk)
+        space.multiply()
+        logits = space.score().addcmul_(space.sum_centre(), position_bias)
+        weights = logits.softmax(1, dtype=_accurate(query)).to(query.dtype)
         if attention is not None:
             _of_chunk(attention, chunk, query).copy_(weights)
-        neighbours = _neighbours(value, chunk, kernel, scratch)
-        output[chunk] = _aggregate(_mix(weights, weight), neighbours)
+        space.load_neighbours(value, chunk)
+        space.mix(space.for_each_tap(weights))
+        output[chunk] = space.aggregate()
     return output
 
 
@@ -77,138 +72,151 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write the gradients of query, key and value; return those of kernel, bias, position_bias."""
     query_grad, key_grad, value_grad = gradients
-    weight = _by_tap(kernel, bias)
-    value_sum, key_sum, position_sum = map(_zeros_like, (weight, weight, position_bias))
-    scratch = _Scratch(query)
-    for chunk in _chunks(query, kernel):
-        centre, weights = _gather(output_grad[chunk], scratch), _of_chunk(attention, chunk, query)
-        products = _products(centre, _neighbours(value, chunk, kernel, scratch))
-        weights_grad = _score(products, weight)
-        value_sum += _weight_gradient(products, weights)
-        del products  # Its memory, which the caches hold, is what the coefficients get.
-        with _sum_of_neighbours(value_grad, chunk, kernel, scratch) as sums:
-            _spread(_mix(weights, weight), centre, sums)
+    num_heads = len(position_bias)
+    weight, position_bias = _by_tap(kernel, bias), _by_pixel(position_bias, query)
+    weight_sum, position_sum = _zeros_like(weight), _zeros_like(position_bias)
+    for chunk, space in _chunks(query, weight):
+        weights = _of_chunk(attention, chunk, query)
+        space.centre.copy_(output_grad[chunk])
+        space.load_neighbours(value, chunk)
+        space.multiply()
+        weights_grad = space.score()
+        by_tap = space.for_each_tap(weights)
+        weight_sum += space.weight_gradient(by_tap)
+        space.mix(by_tap)
+        space.spread(value_grad, chunk)
 
-        logits_grad = weights * (weights_grad - (weights * weights_grad).sum(-1, keepdim=True))
-        centre = _gather(query[chunk], scratch)
-        neighbours = _neighbours(key, chunk, kernel, scratch)
-        key_sum += _weight_gradient(_products(centre, neighbours), logits_grad)
-        position_sum += (logits_grad * centre.sum(-1, keepdim=True)).sum((0, 1, 2))
-        of_position = (logits_grad * (scale * position_bias)).sum(-1, keepdim=True)
-        coefficients = _mix(logits_grad, scale * weight)
-        with _sum_of_neighbours(key_grad, chunk, kernel, scratch) as sums:
-            _spread(coefficients, centre, sums)
-        query_grad[chunk] = _aggregate(coefficients, neighbours).add_(of_position)
-        del coefficients
-    by_channel = (value_sum + scale * key_sum).permute(2, 1, 0)
+        logits_grad = weights * (weights_grad - (weights * weights_grad).sum(1, keepdim=True))
+        torch.mul(query[chunk], scale, out=space.centre)
+        space.load_neighbours(key, chunk)
+        space.multiply()
+        by_tap = space.for_each_tap(logits_grad)
+        weight_sum += space.weight_gradient(by_tap)
+        position_sum += (logits_grad * space.sum_centre()).sum(0)
+        space.mix(by_tap)
+        space.spread(key_grad, chunk)
+        of_position = (logits_grad * position_bias).sum(1).view(*space.centre.shape[:-1], 1)
+        torch.mul(space.aggregate().add_(of_position), scale, out=query_grad[chunk])
+    by_channel = weight_sum.permute(2, 1, 0)
     kernel_grad, bias_grad = by_channel[..., :-1].contiguous(), by_channel[..., -1].contiguous()
-    return kernel_grad, bias_grad, scale * position_sum
+    return kernel_grad, bias_grad, position_sum.unflatten(1, (-1, num_heads)).sum(1).T
 
 
-def _gather(centre: Tensor, scratch: "_Scratch") -> Tensor:
-    """Copy what lies between others in memory: it is read once for each tap."""
-    return centre if centre.is_contiguous() else scratch("centre", centre.shape).copy_(centre)
+class _Workspace:
+    """Memory that chunks of one size use one after the other, and views of it.
 
-
-def _products(centre: Tensor, neighbours: Tensor) -> Tensor:
-    """Centre times each neighbour and, for the bias, times 1."""
-    images, rows, *side = neighbours.shape[:4]
-    products = centre.new_empty(images, rows, math.prod(side) + 1, *centre.shape[2:])
-    taps = products[:, :, :-1].unflatten(2, side)
-    torch.mul(centre[:, :, None, None], neighbours, out=taps)
-    products[:, :, -1] = centre
-    return products
-
-
-def _score(products: Tensor, weight: Tensor) -> Tensor:
-    """Sum of each tap's products times its matrix of ``weight``: (..., K*K)."""
-    images, rows, _, columns, num_heads, _ = products.shape
-    if _convolves(products):
-        scores = F.conv2d(_as_images(products), _as_kernel(weight)).permute(0, 2, 3, 1)
-    else:
-        scores = (products.flatten(3, 4) @ weight.mT).sum(2)
-    return scores.reshape(images, rows, columns, num_heads, -1)
-
-
-def _mix(weights: Tensor, weight: Tensor) -> Tensor:
-    """What each neighbour, and the constant 1, is multiplied with; the transpose of _score."""
-    images, rows, columns, num_heads, _ = weights.shape
-    weights = weights.unsqueeze(2)
-    if _convolves(weights):
-        mixed = F.conv_transpose2d(_as_images(weights), _as_kernel(weight)).permute(0, 2, 3, 1)
-    else:
-        mixed = weights.flatten(3, 4) @ weight
-    return mixed.reshape(images, rows, len(weight), columns, num_heads, -1)
-
-
-def _weight_gradient(products: Tensor, scores_grad: Tensor) -> Tensor:
-    """Gradient of :func:`_score` with respect to ``weight``."""
-    scores_grad = scores_grad.unsqueeze(2)
-    if not _convolves(products):
-        return (scores_grad.flatten(3, 4).mT @ products.flatten(3, 4)).sum((0, 1))
-    size = scores_grad.shape[-1], products.shape[-1], products.shape[2], 1
-    gradient = conv2d_weight(_as_images(products), size, _as_images(scores_grad))
-    return gradient.squeeze(-1).permute(2, 0, 1)
-
-
-def _convolves(x: Tensor) -> bool:
-    """Whether the taps are mixed by convolutions over them, and not by matrix products.
-
-    On a CPU convolutions are several times as fast, for the matrices are thin (measured:
-    docs/performance.md). On a GPU they might round to TF32.
-    """
-    return x.device.type == "cpu"
-
-
-def _as_images(x: Tensor) -> Tensor:
-    """Each row as a channels-last image, with a line for each tap."""
-    return x.flatten(3, 4).flatten(0, 1).permute(0, 3, 1, 2)
-
-
-def _as_kernel(weight: Tensor) -> Tensor:
-    return weight.permute(1, 2, 0).unsqueeze(-1)
-
-
-def _aggregate(coefficients: Tensor, neighbours: Tensor) -> Tensor:
-    """Sum of the coefficients times the neighbours, in the memory of the last coefficients."""
-    *taps, total = coefficients.unbind(2)
-    for tap, neighbour in zip(taps, _by_neighbour(neighbours), strict=True):
-        total.addcmul_(tap, neighbour)
-    return total
-
-
-def _spread(coefficients: Tensor, centre: Tensor, sums: Tensor) -> None:
-    """Add to the sums of the neighbours the coefficients times the centre."""
-    *taps, _ = coefficients.unbind(2)
-    for tap, total in zip(taps, _by_neighbour(sums), strict=True):
-        total.addcmul_(tap, centre)
-
-
-def _by_neighbour(x: Tensor) -> list[Tensor]:
-    return [neighbour for row in x.unbind(2) for neighbour in row.unbind(2)]
-
-
-class _Scratch:
-    """Memory that the chunks use one after the other, for fresh memory is not in the caches.
+    Fresh memory is in no cache, and making views takes as long as small operations.
 
     Args:
-        like: Has the type and the device.
+        like: Has the type, the device and the shape of whole images.
+        weight: Kernel and bias, of :func:`_by_tap`.
+        images: Images of a chunk.
+        rows: Rows of each.
+
+    Attributes:
+        centre: What neighbours are multiplied with, (images, rows, columns, num_heads, head_dim).
     """
 
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        self._memory: dict[str, Tensor] = {}
+    def __init__(self, like: Tensor, weight: Tensor, images: int, rows: int) -> None:
+        self._height, width, num_heads, head_dim = like.shape[1:]
+        taps = weight.shape[1]
+        side = math.isqrt(taps)
+        self._radius = side // 2
+        self._size = images * rows, taps + 1
+        self._weight = weight.repeat(images * rows, 1, 1)
+        self._scores = like.new_empty(len(self._weight), taps, width * num_heads)
 
-    def __call__(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-        """Give a tensor whose values are those that its name had last, or anything."""
-        size = math.prod(shape)
-        # The first chunk is the largest.
-        if name not in self._memory:
-            self._memory[name] = self._like.new_empty(size, dtype=dtype)
-        return self._memory[name][:size].view(shape)
+        self.centre = like.new_empty(images, rows, width, num_heads, head_dim)
+        sides = rows + 2 * self._radius, width + 2 * self._radius
+        # Columns outside the image stay zero.
+        self._padded = like.new_zeros(images, *sides, num_heads, head_dim)
+        shifted = self._shifted(self._padded)
+        self._neighbours = _by_neighbour(shifted)
+        self._sums = torch.empty_like(self._padded, dtype=_accurate(like))
+        self._sums_by_neighbour = _by_neighbour(self._shifted(self._sums))
+
+        # First the products are here, then the coefficients that neighbours are multiplied with.
+        by_tap = like.new_empty(images, rows, taps + 1, width, num_heads, head_dim)
+        *self._by_tap, self._last = by_tap.unbind(2)
+        self._matrices = by_tap.view(len(self._weight), -1, head_dim)
+        products = by_tap[:, :, :-1].unflatten(2, (side, side))
+        self._factors = self.centre[:, :, None, None], shifted, products
+
+    def load_neighbours(self, x: Tensor, chunk: _Chunk) -> None:
+        """Copy what a chunk's neighbourhoods reach, with zeros around the image."""
+        rows, above, below = self._reach(chunk)
+        if above:
+            self._padded[:, :above].zero_()
+        if below:
+            self._padded[:, -below:].zero_()
+        self._inside(self._padded, above, below).copy_(x[chunk[0], rows])
+
+    def multiply(self) -> None:
+        """Centre times each neighbour and, for the bias, times 1."""
+        centre, neighbours, products = self._factors
+        torch.mul(centre, neighbours, out=products)
+        self._last.copy_(centre[:, :, 0, 0])
+
+    def score(self) -> Tensor:
+        """Sum of each tap's products times its matrix: (rows, taps, pixels)."""
+        torch.bmm(self._weight, self._matrices.mT, out=self._scores)
+        return self._scores.unflatten(0, self._size).sum(1)
+
+    def for_each_tap(self, weights: Tensor) -> Tensor:
+        """Copy weights, (rows, taps, pixels), for all taps of a row."""
+        return weights.unsqueeze(1).expand(-1, self._size[1], -1, -1).flatten(0, 1)
+
+    def weight_gradient(self, scores_grad: Tensor) -> Tensor:
+        """Gradient of :meth:`score` with respect to the weight, by its gradient for each tap."""
+        return torch.bmm(scores_grad, self._matrices).unflatten(0, self._size).sum(0)
+
+    def mix(self, weights: Tensor) -> None:
+        """Turn weights, for each tap, into coefficients; the transpose of :meth:`score`."""
+        torch.bmm(weights.mT, self._weight, out=self._matrices)
+
+    def aggregate(self) -> Tensor:
+        """Sum of the coefficients times the neighbours, in the memory of the last coefficients."""
+        for tap, neighbour in zip(self._by_tap, self._neighbours, strict=True):
+            self._last.addcmul_(tap, neighbour)
+        return self._last
+
+    def spread(self, total: Tensor, chunk: _Chunk) -> None:
+        """Add to the total of each neighbour its coefficient times the centre.
+
+        Chunks come in the order of their rows: those that no chunk has reached hold nothing yet.
+        """
+        self._sums.zero_()
+        for tap, neighbour in zip(self._by_tap, self._sums_by_neighbour, strict=True):
+            neighbour.addcmul_(tap, self.centre)
+        rows, above, below = self._reach(chunk)
+        start = chunk[1].start
+        reached = min(start + self._radius, self._height) if start else 0
+        inside, target = self._inside(self._sums, above, below), total[chunk[0]]
+        target[:, rows.start : reached].add_(inside[:, : reached - rows.start])
+        target[:, reached : rows.stop].copy_(inside[:, reached - rows.start :])
+
+    def sum_centre(self) -> Tensor:
+        """Sum over the channels, (rows, 1, pixels)."""
+        return self.centre.sum(-1).view(self._size[0], 1, -1)
+
+    def _reach(self, chunk: _Chunk) -> tuple[slice, int, int]:
+        """Rows of the image that neighbourhoods reach, and how many above and below it."""
+        first, end = chunk[1].start - self._radius, chunk[1].stop + self._radius
+        top, bottom = max(first, 0), min(end, self._height)
+        return slice(top, bottom), top - first, end - bottom
+
+    def _inside(self, padded: Tensor, above: int, below: int) -> Tensor:
+        """The part of a padded chunk that lies in the image."""
+        height, width = padded.shape[1:3]
+        return padded[:, above : height - below, self._radius : width - self._radius]
+
+    def _shifted(self, padded: Tensor) -> Tensor:
+        """What a chunk sees of a padded one at each tap: (images, rows, K, K, columns, ...)."""
+        height, width = (side - 2 * self._radius for side in padded.shape[1:3])
+        return padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 5, 1, 2, 6, 3, 4)
 
 
-def _chunks(query: Tensor, kernel: Tensor) -> Iterator[_Chunk]:
+def _chunks(query: Tensor, weight: Tensor) -> Iterator[tuple[_Chunk, _Workspace]]:
     """Cut (B, H, W, ...) into whole images, several if small, or else into rows of one image."""
     if not query.numel():
         return
@@ -216,92 +224,23 @@ def _chunks(query: Tensor, kernel: Tensor) -> Iterator[_Chunk]:
     on_cpu = query.device.type == "cpu"
     threads = torch.get_num_threads() if on_cpu else 1
     size = _CPU_CHUNK * threads if on_cpu else _OTHER_CHUNK
-    row_size = query[0, 0].numel() * query.element_size() * (kernel.shape[1] + 1)
+    row_size = query[0, 0].numel() * query.element_size() * len(weight)
     most_rows = max(1, size // row_size // threads) * threads
     num_images = max(1, most_rows // height)
     num_rows = math.ceil(height / math.ceil(height / most_rows) / threads) * threads
+    shape = None
     for image in range(0, batch, num_images):
         for row in range(0, height, num_rows):
-            yield slice(image, image + num_images), slice(row, min(row + num_rows, height))
+            images = slice(image, min(image + num_images, batch))
+            rows = slice(row, min(row + num_rows, height))
+            before, shape = shape, (images.stop - image, rows.stop - row)
+            if shape != before:
+                space = _Workspace(query, weight, *shape)
+            yield (images, rows), space
 
 
-def _neighbours(x: Tensor, chunk: _Chunk, kernel: Tensor, scratch: _Scratch) -> Tensor:
-    """x(x + o) for every tap o, a view of a padded copy."""
-    rows = _Rows.around(chunk, x.shape[1], kernel)
-    padded = scratch("padded", rows.padded_shape(x[chunk].shape))
-    for outside in rows.outside(padded):
-        outside.zero_()
-    rows.inside(padded).copy_(x[chunk[0], rows.top : rows.bottom])
-    return rows.shifted(padded)
-
-
-@contextmanager
-def _sum_of_neighbours(
-    total: Tensor, chunk: _Chunk, kernel: Tensor, scratch: _Scratch
-) -> Iterator[Tensor]:
-    """Give for every tap o where to add what belongs to x + o, and then add it to the total.
-
-    Chunks come in the order of their rows: those that no chunk has reached hold nothing yet.
-    """
-    rows = _Rows.around(chunk, total.shape[1], kernel)
-    shape = rows.padded_shape(total[chunk].shape)
-    padded = scratch("sum", shape, _accurate(total)).zero_()
-    yield rows.shifted(padded)
-    reached = min(chunk[1].start + rows.radius, total.shape[1]) if chunk[1].start else 0
-    target = total[chunk[0]]
-    inside = rows.inside(padded)
-    target[:, rows.top : reached] += inside[:, : reached - rows.top]
-    target[:, reached : rows.bottom] = inside[:, reached - rows.top :]
-
-
-class _Rows(NamedTuple):
-    """Rows of an image that a chunk's neighbourhoods reach.
-
-    Attributes:
-        top: The first.
-        bottom: Behind the last.
-        above: Rows that they reach above the image.
-        below: Rows that they reach below the image.
-        radius: Half of the neighbourhood's side.
-    """
-
-    top: int
-    bottom: int
-    above: int
-    below: int
-    radius: int
-
-    @classmethod
-    def around(cls, chunk: _Chunk, height: int, kernel: Tensor) -> "_Rows":
-        radius = math.isqrt(kernel.shape[1]) // 2
-        first, end = chunk[1].start - radius, chunk[1].stop + radius
-        top, bottom = max(first, 0), min(end, height)
-        return cls(top, bottom, top - first, end - bottom, radius)
-
-    def padded_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of a chunk with its neighbours."""
-        images, rows, columns, *channels = shape
-        return images, rows + 2 * self.radius, columns + 2 * self.radius, *channels
-
-    def inside(self, padded: Tensor) -> Tensor:
-        """The part of a padded chunk that lies in the image."""
-        height, width = padded.shape[1:3]
-        return padded[:, self.above : height - self.below, self.radius : width - self.radius]
-
-    def outside(self, padded: Tensor) -> tuple[Tensor, ...]:
-        """The parts of a padded chunk that do not."""
-        height, width = padded.shape[1:3]
-        return (
-            padded[:, :, : self.radius],
-            padded[:, :, width - self.radius :],
-            padded[:, : self.above],
-            padded[:, height - self.below :],
-        )
-
-    def shifted(self, padded: Tensor) -> Tensor:
-        """What a chunk sees of a padded one at each tap: (images, rows, K, K, columns, ...)."""
-        height, width = (side - 2 * self.radius for side in padded.shape[1:3])
-        return padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 5, 1, 2, 6, 3, 4)
+def _by_neighbour(x: Tensor) -> list[Tensor]:
+    return [neighbour for row in x.unbind(2) for neighbour in row.unbind(2)]
 
 
 def _by_tap(kernel: Tensor, bias: Tensor) -> Tensor:
@@ -309,9 +248,15 @@ def _by_tap(kernel: Tensor, bias: Tensor) -> Tensor:
     return torch.cat((kernel, bias[..., None]), dim=-1).permute(2, 1, 0).contiguous()
 
 
+def _by_pixel(position_bias: Tensor, query: Tensor) -> Tensor:
+    """Position bias of the pixels of a row, (taps, columns * num_heads)."""
+    return position_bias.T.repeat(1, query.shape[2])
+
+
 def _of_chunk(attention: Tensor, chunk: _Chunk, query: Tensor) -> Tensor:
-    """Attention weights of a chunk, (images, rows, columns, num_heads, taps)."""
-    return attention.view(*query.shape[:-1], -1)[chunk]
+    """Attention weights of a chunk, (rows, taps, pixels)."""
+    batch, height, width, num_heads, _ = query.shape
+    return attention.view(batch, height, -1, width * num_heads)[chunk].flatten(0, 1)
 
 
 def _accurate(x: Tensor) -> torch.dtype:

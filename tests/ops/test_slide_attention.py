@@ -88,8 +88,6 @@ def test_backends_equal_the_judge_on_random_shapes(seed, monkeypatch):
         inputs[5] if with_position else None,
     ]
     monkeypatch.setattr(chunked, "_CPU_CHUNK", rng.choice((10 << 10, 640 << 10, 5 << 20)))
-    if rng.random() < 0.5:
-        monkeypatch.setattr(chunked, "_convolves", lambda x: False)  # as on other devices
     torch.set_num_threads(1)  # the judge's tensors are tiny
     out, *gradients = forward_and_gradients(judge, inputs, scale=scale)
     for dtype, tolerance in TOLERANCE.items():
