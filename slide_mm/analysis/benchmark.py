@@ -92,12 +92,15 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def backward_of(function: Callable[[], Tensor], inputs: Iterable[Tensor]) -> Callable[[], None]:
-    """A function that computes forward, and backward from a gradient of ones."""
+    """A function that computes forward, and backward from a gradient of ones, which it keeps."""
     inputs = list(inputs)
+    gradients: list[Tensor] = []
 
     def run() -> None:
         output = function()
-        torch.autograd.grad(output, inputs, torch.ones_like(output), allow_unused=True)
+        if not gradients:
+            gradients.append(torch.ones_like(output))
+        torch.autograd.grad(output, inputs, gradients, allow_unused=True)
 
     return run
 

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from slide_mm.ops.memory import new_empty
+
 # Bytes of a chunk's products, on a CPU of each thread's. There they should stay in the caches
 # (measured: docs/performance.md); elsewhere they are many, as every chunk costs dozens of launches.
 _CPU_CHUNK = 4 << 20
@@ -42,7 +44,7 @@ def forward(
         attention: What :func:`backward` needs, B * K*K * H * W * num_heads elements, is written
             here, if it is given.
     """
-    output = query.new_empty(query.shape)
+    output = new_empty(query, query.shape)
     weight, position_bias = _by_tap(kernel, bias), _by_pixel(position_bias, query)
     for chunk, space in _chunks(query, weight):
         torch.mul(query[chunk], scale, out=space.centre)

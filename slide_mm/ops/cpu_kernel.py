@@ -24,6 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from slide_mm.ops.memory import new_empty
+
 KERNEL_SIZES = (3, 5, 7)
 
 _logger = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def forward(
     Raises:
         RuntimeError: If the kernel can't be compiled here.
     """
-    output = query.new_empty(query.shape)
+    output = new_empty(query, query.shape)
     weights = _weights(kernel, bias, position_bias, scale)
     tensors = [_channels_contiguous(x) for x in (query, key, value)]
     if output.numel():
@@ -123,7 +125,7 @@ def backward(
     batch, height, width, num_heads, _ = query.shape
     weights = _weights(kernel, bias, position_bias, scale)
     tensors = [_channels_contiguous(x) for x in (query, key, value, output_grad)]
-    logits_grad = torch.empty_like(attention)
+    logits_grad = new_empty(attention, attention.shape)
     chunks = math.ceil(min(_MAX_PARTS / num_heads, batch * height * width / _MIN_PART_PIXELS))
     key_weight_grad = query.new_zeros((num_heads, chunks, *weights[1].shape))
     value_weight_grad = torch.zeros_like(key_weight_grad)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from slide_mm.ops import chunked, cpu_kernel
+from slide_mm.ops.memory import new_empty
 
 IMPLEMENTATIONS: dict[str, ModuleType] = {"compiled": cpu_kernel, "chunked": chunked}
 
@@ -61,7 +62,7 @@ def _forward(
     keep_attention: bool,
 ) -> tuple[Tensor, Tensor]:
     query, key, value = _unpack(inputs)
-    attention = query.new_empty(_attention_size(query, kernel) if keep_attention else 0)
+    attention = new_empty(query, [_attention_size(query, kernel) if keep_attention else 0])
     kept = attention if keep_attention else None
     run = IMPLEMENTATIONS[implementation].forward
     with torch.autocast(query.device.type, enabled=False):
@@ -87,7 +88,7 @@ def _backward(
     attention: Tensor,
     output_grad: Tensor,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    gradients = [x.new_empty(x.shape) for x in inputs]
+    gradients = [new_empty(x, x.shape) for x in inputs]
     weights = kernel, bias, position_bias
     run = IMPLEMENTATIONS[implementation].backward
     with torch.autocast(output_grad.device.type, enabled=False):
