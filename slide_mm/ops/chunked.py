@@ -101,7 +101,7 @@ def backward(
         torch.mul(space.aggregate().add_(of_position), scale, out=query_grad[chunk])
     by_channel = weight_sum.permute(2, 1, 0)
     kernel_grad, bias_grad = by_channel[..., :-1].contiguous(), by_channel[..., -1].contiguous()
-    return kernel_grad, bias_grad, position_sum.unflatten(1, (-1, num_heads)).sum(1).T
+    return kernel_grad, bias_grad, position_sum.unflatten(1, (-1, num_heads)).sum(1).T.contiguous()
 
 
 class _Workspace:
