@@ -13,8 +13,8 @@ _HUGE_PAGE = 2 << 20
 def new_empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     """``like.new_empty(shape)``, in huge pages if it is large and the system has them.
 
-    The system gives fresh memory page by page, as it is touched. For pages of 4 KiB that takes as
-    long as reading and writing them several times.
+    The system gives fresh memory page by page, as it is touched; the fewer the faster (measured:
+    docs/performance.md).
     """
     tensor = like.new_empty(shape)
     advise = _advise()
