@@ -2,8 +2,9 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from mmengine.config import Config
@@ -14,15 +15,19 @@ from torch import Tensor, nn
 from slide_mm.analysis.attention_contenders import Inputs, published_form
 from slide_mm.checkpoints import get_state_dict, read_checkpoint
 from slide_mm.engine.config import get_task, load_config, require_keys
+from slide_mm.engine.onnx_bands import BandedBlock, ConvMlp
 from slide_mm.engine.outputs import check_output, write_atomically
 from slide_mm.engine.preflight import check_checkpoint, check_model
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.runtimes import largest_difference, open_with_onnxruntime, require_packages
-from slide_mm.layers import SlideAttention
+from slide_mm.layers import Block, DepthwiseConvMlp, SlideAttention
+
+if TYPE_CHECKING:
+    import onnx
 
 PARTS = ("whole", "backbone")
 # How Slide Attention is written; measured: docs/deployment.md.
-FORMS = ("tap", "conv", "published")
+FORMS = ("band", "tap", "conv", "published")
 OPSET = 20
 MIN_SIDE = 32
 MAX_DIFFERENCE = 1e-3
@@ -118,7 +123,7 @@ def export_onnx(
     size: Sequence[int] | None = None,
     static: bool = False,
     part: str = "whole",
-    form: str = "tap",
+    form: str = "band",
 ) -> dict[tuple[int, int, int], float]:
     """Write a config's model as an ONNX file of standard operators, and check it in onnxruntime.
 
@@ -180,12 +185,20 @@ def load_part(
 
 def _make_exportable(model: ExportedPart, form: str) -> ExportedPart:
     """Put what ONNX or a trace lacks in other ways."""
-    for module in list(model.modules()):
+    for module in reversed(list(model.modules())):  # Children before those that wrap them.
         for name, child in module.named_children():
-            if isinstance(child, SlideAttention) and form == "published":
+            if (
+                isinstance(child, Block)
+                and isinstance(child.mixer, SlideAttention)
+                and form == "band"
+            ):
+                setattr(module, name, BandedBlock(child))
+            elif isinstance(child, SlideAttention) and form == "published":
                 setattr(module, name, PublishedSlideAttention(child))
-            elif isinstance(child, SlideAttention):
+            elif isinstance(child, SlideAttention) and form != "band":
                 child.backend = form
+            elif isinstance(child, DepthwiseConvMlp):
+                setattr(module, name, ConvMlp(child))
             elif isinstance(child, nn.AdaptiveAvgPool2d):
                 setattr(module, name, AdaptiveAveragePool(child.output_size))
             elif _is_mmseg_upsample(child):
@@ -213,7 +226,7 @@ def _write(model: ExportedPart, file: Path, size: tuple[int, int, int] | None) -
         axes["image"] = {0: "batch", 2: "height", 3: "width"}
         try:
             torch.onnx.export(
-                model,
+                torch.jit.trace(model, image, check_trace=False),
                 (image,),
                 str(file),
                 dynamo=False,
@@ -235,7 +248,7 @@ def _describe(file: Path, cfg: Config, checkpoint: str | None, part: str) -> Non
     import onnx
 
     model = onnx.load(file)
-    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+    foreign = {node.domain for node in iterate_nodes(model.graph)} - {"", "ai.onnx"}
     if foreign:
         raise ConfigError(f"the model needs operators that ONNX lacks, of {', '.join(foreign)}")
     preprocessor = cfg.model.get("data_preprocessor") or {}
@@ -243,6 +256,14 @@ def _describe(file: Path, cfg: Config, checkpoint: str | None, part: str) -> Non
     notes = {key: json.dumps(preprocessor[key]) for key in keys if key in preprocessor}
     onnx.helper.set_model_props(model, {"part": part, "checkpoint": checkpoint or "", **notes})
     onnx.save(model, file)
+
+
+def iterate_nodes(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
+    """Yield the nodes of a graph and of the graphs inside them, such as the bodies of loops."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from iterate_nodes(attribute.g)
 
 
 def _check(

@@ -23,8 +23,8 @@ def open_with_onnxruntime(file: str | Path) -> Runner:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that wait for work in a loop would slow whatever takes turns with them.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that go on waiting in a loop would slow whatever takes turns with them.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

@@ -12,7 +12,12 @@ from slide_mm.checkpoints import CheckpointError
 from slide_mm.engine import ConfigError, onnx_check, onnx_export, runtimes
 from slide_mm.engine.config import load_config
 from slide_mm.engine.onnx_check import check_onnx, find_mistakes
-from slide_mm.engine.onnx_export import AdaptiveAveragePool, export_onnx, load_part
+from slide_mm.engine.onnx_export import (
+    AdaptiveAveragePool,
+    export_onnx,
+    iterate_nodes,
+    load_part,
+)
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -77,7 +82,7 @@ def test_exported_model_equals_pytorch(family, parts, slide_stages, tmp_path):
     file = tmp_path / "out" / "model.onnx"
     assert len(export_onnx(config, None, file)) == 3
     assert list(file.parent.iterdir()) == [file]
-    assert {node.domain for node in onnx.load(file).graph.node} == {""}
+    assert {node.domain for node in iterate_nodes(onnx.load(file).graph)} == {""}
     report = check_onnx([str(file)], config, size=(64, 96), rounds=1)
     assert [result["runtime"] for result in report["results"]] == ["onnxruntime", "openvino"]
     for result in report["results"]:
@@ -86,14 +91,18 @@ def test_exported_model_equals_pytorch(family, parts, slide_stages, tmp_path):
     assert find_mistakes(report) == []
 
 
-@pytest.mark.parametrize(("form", "convolutions"), [("tap", 0), ("conv", 2), ("published", 4)])
-def test_forms_of_slide_attention(form, convolutions, tmp_path):
+@pytest.mark.parametrize(
+    ("form", "convolutions", "loops"),
+    [("band", 0, 1), ("tap", 0, 0), ("conv", 2, 0), ("published", 4, 0)],
+)
+def test_forms_of_slide_attention(form, convolutions, loops, tmp_path):
     config, file = write_config(tmp_path), tmp_path / "model.onnx"
     differences = export_onnx(config, None, file, part="backbone", form=form)
     assert max(differences.values()) < 1e-4
     kinds = Counter(node.op_type for node in onnx.load(file).graph.node)
     num_sliding = 2
     assert kinds["Conv"] == 1 + convolutions * num_sliding
+    assert kinds["Loop"] == loops * num_sliding
 
 
 def test_random_weights_show_mistakes_in_the_learned_path(tmp_path):

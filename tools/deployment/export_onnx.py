@@ -40,9 +40,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--form",
         choices=FORMS,
-        default="tap",
-        help="how Slide Attention is written: tap by tap, as one depth-wise convolution, or as "
-        "published, with two, for comparison (default: tap)",
+        default="band",
+        help="how Slide Attention is written: in bands of rows, tap by tap on whole maps, as one "
+        "depth-wise convolution, or as published, with two, for comparison (default: band)",
     )
     return parser.parse_args()
 

@@ -1,0 +1,38 @@
+import pytest
+import torch
+from torch import nn
+
+from slide_mm.engine import onnx_bands
+from slide_mm.engine.onnx_bands import BandedBlock, ConvMlp
+from slide_mm.layers import Block, DepthwiseConvMlp, Mlp, SlideAttention
+
+SHAPES = [(1, 1, 1), (2, 5, 9), (1, 13, 4), (3, 8, 8), (1, 3, 40)]
+
+
+def make_block(kernel_size=3, kind=Mlp):
+    torch.manual_seed(0)
+    block = Block(12, SlideAttention(12, 3, kernel_size), kind(12, 20)).double().eval()
+    nn.init.normal_(block.mixer.relative_position_bias_table)
+    block.mixer.switch_to_deploy()
+    return block
+
+
+@pytest.mark.parametrize("num_tokens", [1, 20, 10**6])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("kind", [Mlp, DepthwiseConvMlp])
+def test_bands_join_to_the_whole(kind, kernel_size, num_tokens, monkeypatch):
+    """Bands of one row, of some, the last of them lower, and of all rows."""
+    monkeypatch.setattr(onnx_bands, "_BAND_SIZE", 12 * num_tokens)
+    block = make_block(kernel_size, kind)
+    banded = BandedBlock(block)
+    for shape in SHAPES:
+        x = torch.randn(*shape, 12).double()
+        with torch.no_grad():
+            torch.testing.assert_close(banded(x), block(x))
+
+
+def test_convolutions_equal_the_depthwise_mlp():
+    mlp = DepthwiseConvMlp(6, 10).double()
+    for shape in SHAPES:
+        x = torch.randn(*shape, 6).double()
+        torch.testing.assert_close(ConvMlp(mlp)(x), mlp(x))
