@@ -53,22 +53,22 @@ class _Bands(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width = x.shape[0], x.shape[1], x.shape[2]
-        num_rows = min(max(1, self.num_tokens // (batch * width)), height)
-        margin = self.margin
-        x = F.pad(x, [0, 0, margin, margin, margin, margin])
-        inside = torch.ones([height, width, 1], dtype=x.dtype, device=x.device)
-        inside = F.pad(inside, [0, 0, margin, margin, margin, margin])
+        max_rows = max(1, self.num_tokens // (batch * width))
+        num_bands = (height + max_rows - 1) // max_rows
+        # All of one height, below the image if need be: OpenVINO joins no others.
+        num_rows = (height + num_bands - 1) // num_bands
+        margin, below = self.margin, num_bands * num_rows - height
+        padding = [0, 0, margin, margin, margin, margin + below]
+        inside = F.pad(torch.ones([height, width, 1], dtype=x.dtype, device=x.device), padding)
+        x = F.pad(x, padding)
         neighbours = self.index_neighbours(num_rows, width)
         bands = []
-        for first in range(0, height, num_rows):
-            size = min(num_rows, height - first)
-            band = self.block(
-                x.narrow(1, first, size + 2 * margin),
-                inside.narrow(0, first, size + 2 * margin),
-                neighbours.narrow(1, 0, size * width),
+        for index in range(num_bands):
+            first, size = index * num_rows, num_rows + 2 * margin
+            bands.append(
+                self.block(x.narrow(1, first, size), inside.narrow(0, first, size), neighbours)
             )
-            bands.append(band)
-        return torch.cat(bands, 1)
+        return torch.cat(bands, 1).narrow(1, 0, height)
 
     def index_neighbours(self, num_rows: int, width: int) -> Tensor:
         """Positions (K*K, N) in a flattened band of what each tap shows to its N tokens."""

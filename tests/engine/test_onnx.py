@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slide_mm.checkpoints import CheckpointError
-from slide_mm.engine import ConfigError, onnx_check, onnx_export, runtimes
+from slide_mm.engine import ConfigError, onnx_bands, onnx_check, onnx_export, runtimes
 from slide_mm.engine.config import load_config
 from slide_mm.engine.onnx_check import check_onnx, find_mistakes
 from slide_mm.engine.onnx_export import (
@@ -75,9 +75,10 @@ def test_pooling_is_that_of_pytorch(size, output_size):
         ("SlidePVTv2", SEMANTIC_FPN, ()),
     ],
 )
-def test_exported_model_equals_pytorch(family, parts, slide_stages, tmp_path):
-    """At sizes that the graph was not traced with, in both runtimes."""
+def test_exported_model_equals_pytorch(family, parts, slide_stages, tmp_path, monkeypatch):
+    """At sizes that the graph was not traced with, in both runtimes, in many bands."""
     pytest.importorskip("openvino")
+    monkeypatch.setattr(onnx_bands, "_BAND_SIZE", 5000)
     config = write_config(tmp_path, family, parts, slide_stages)
     file = tmp_path / "out" / "model.onnx"
     assert len(export_onnx(config, None, file)) == 3
