@@ -1,7 +1,16 @@
 """The transformer block that every family shares."""
 
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+
+from slide_mm.ops.memory import new_empty
+
+# Bytes of an MLP's hidden channels in a band: few enough to be memory that the process has had
+# before (measured: docs/performance.md).
+_CPU_BAND = 16 << 20
+# Rows around a band are computed twice; these are to be few beside its own.
+_MIN_ROWS = 16
 
 
 class Block(nn.Module):
@@ -31,6 +40,59 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, H, W, C) to tokens of the same shape."""
+        """Map tokens (B, H, W, C) to tokens of the same shape.
+
+        For inference on a CPU, a block whose tokens see no further than a few rows takes some rows
+        at a time: see :meth:`forward_bands`.
+        """
+        if self._is_banded(x):
+            batch, _, width, _ = x.shape
+            row = batch * width * self.mlp.fc1.out_features * x.element_size()
+            num_rows = max(_CPU_BAND // max(row, 1), _MIN_ROWS)
+            if num_rows < x.shape[1]:
+                return self.forward_bands(x, num_rows)
         x = x + self.drop_path(self.mixer(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def forward_bands(self, x: Tensor, num_rows: int) -> Tensor:
+        """:meth:`forward` for ``num_rows`` at a time, without gradients.
+
+        At high resolution the system gives fresh memory for every tensor of the whole map, and
+        touching it takes longer than some of the work.
+        """
+        height = x.shape[1]
+        output = new_empty(x, x.shape)
+        for first in range(0, height, num_rows):
+            rows = slice(first, min(first + num_rows, height))
+            seen = _widen(rows, self.mlp.reach, height)
+            all_seen = _widen(seen, self.mixer.reach, height)
+            mixed = self.mixer(self.norm1(x[:, all_seen]))
+            band = x[:, seen] + mixed[:, _inside(seen, all_seen)]
+            branch = self.mlp(self.norm2(band))
+            rows_of_band = _inside(rows, seen)
+            torch.add(band[:, rows_of_band], branch[:, rows_of_band], out=output[:, rows])
+        return output
+
+    def _is_banded(self, x: Tensor) -> bool:
+        return (
+            x.device.type == "cpu"
+            and type(x) is Tensor  # No fake one.
+            and hasattr(self.mixer, "reach")
+            and not (self.training or torch.is_grad_enabled())
+            and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+            # Whoever looks at a part sees it whole.
+            and not any(
+                part._forward_hooks or part._forward_pre_hooks
+                for part in self.modules()
+                if part is not self
+            )
+        )
+
+
+def _widen(rows: slice, reach: int, height: int) -> slice:
+    return slice(max(rows.start - reach, 0), min(rows.stop + reach, height))
+
+
+def _inside(rows: slice, others: slice) -> slice:
+    """Where rows are among others."""
+    return slice(rows.start - others.start, rows.stop - others.start)

@@ -14,7 +14,12 @@ class Mlp(timm.layers.Mlp):
 
     At high resolution the hidden channels of all tokens are tensors so large that the system gives
     fresh memory for each, and touching it takes as long as the matrix products.
+
+    Attributes:
+        reach: How many tokens away a token sees.
     """
+
+    reach = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (..., C) to tokens of the same shape."""
@@ -35,7 +40,12 @@ class DepthwiseConvMlp(nn.Module):
         embed_dims: Channels C.
         hidden_dims: Channels between the linear layers.
         drop: Dropout probability after the activation and at the output.
+
+    Attributes:
+        reach: How many tokens away a token sees.
     """
+
+    reach = 1
 
     def __init__(self, embed_dims: int, hidden_dims: int, drop: float = 0.0) -> None:
         super().__init__()

@@ -23,6 +23,9 @@ class SlideAttention(nn.Module):
         proj_drop: Dropout probability of the output.
         backend: See :func:`slide_mm.ops.slide_attention`.
 
+    Attributes:
+        reach: How many tokens away a token sees.
+
     Raises:
         ValueError: If ``num_heads`` does not divide ``embed_dims``, or ``kernel_size`` is not a
             positive odd number.
@@ -47,6 +50,7 @@ class SlideAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = head_dim_of(embed_dims, num_heads)
         self.kernel_size = kernel_size
+        self.reach = kernel_size // 2
         self.attn_drop = attn_drop
         self.backend = backend
         taps = kernel_size**2

@@ -36,13 +36,16 @@ ROUNDS, SLOW_ROUNDS = 7, 3
 BACKBONE = "backbone"
 QUANTITIES = {"ms": "time, ms", "mib": "peak memory, MiB", "flops": "operations, G multiply-adds"}
 _WARM_UP_SIDE = 64
+# A name, the module that runs first and the one that runs last.
+_Part = tuple[str, nn.Module, nn.Module]
 # Ratios nearer to 1 than this are taken for equal: stages that are the same have differed so much.
 _NOISE = {"ms": 0.1, "mib": 0.2, "flops": 0.0}
 _TEXT = """\
 One forward pass of a batch of one square image, without gradients, in float32, in a fresh \
-process for each model and size. The first pass gives the peak of memory: for a stage, what it \
-takes beyond its input. The passes after it are timed (median of {rounds}, of {slow} above a \
-second), stages and attention layers inside the same passes as the backbone. Operations are \
+process for each model and size. The first passes give the peak of memory: for a stage, what it \
+takes beyond its input. The passes after them are timed (median of {rounds}, of {slow} above a \
+second), stages inside the same passes as the backbone, and attention layers in passes of their \
+own, as a block may work on its map in bands unless its layers are watched. Operations are \
 counted as for the paper's tables. An exponent e says that cost grows as pixels to the power of \
 e, fitted by least squares of logarithms over all sizes that ran; 1 is linear, 2 is quadratic. \
 Dashed lines are the attention layers of a stage alone."""
@@ -118,21 +121,25 @@ def run_if_it_fits(function: Callable[..., Any], *arguments: Any) -> Any | None:
 
 
 def measure_forward(pickled: bytes, side: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Measure one forward pass: ``ms`` as a spread, and ``mib``, by part."""
+    """Measure forward passes: ``ms`` as a spread, and ``mib``, by part."""
     model = pickle.loads(pickled).to(device)
+    # Apart, as a block works otherwise when its attention layer is watched.
+    groups = outer_parts(model), attention_parts(model)
+    rounds: list[dict[str, float]] = []
     with torch.inference_mode():
         model(torch.randn(1, 3, _WARM_UP_SIDE, _WARM_UP_SIDE, device=device))
         image = torch.randn(1, 3, side, side, device=device)
         memory = _Memory(device)
-        with watch(model, memory.begin, memory.end):
-            start = time.perf_counter()
-            model(image)
-            seconds = time.perf_counter() - start
-        rounds: list[dict[str, float]] = []
+        start = time.perf_counter()
+        for parts in groups:
+            with watch(parts, memory.begin, memory.end):
+                model(image)
+        seconds = (time.perf_counter() - start) / len(groups)
         for _ in range(SLOW_ROUNDS if seconds > 1 else ROUNDS):
             times = _Tally(lambda: _milliseconds(device))
-            with watch(model, times.begin, times.end):
-                model(image)
+            for parts in groups:
+                with watch(parts, times.begin, times.end):
+                    model(image)
             rounds.append(times.totals)
     return {
         part: {"ms": spread_of([x[part] for x in rounds])._asdict(), "mib": memory.peaks[part]}
@@ -145,15 +152,29 @@ def _milliseconds(device: torch.device) -> float:
     return 1e3 * time.perf_counter()
 
 
+def outer_parts(model: nn.Module) -> list[_Part]:
+    """A backbone and its stages."""
+    stages = enumerate(stages_of(model))
+    return [
+        (BACKBONE, model, model),
+        *((stage_part(index), stage.first, stage.last) for index, stage in stages),
+    ]
+
+
+def attention_parts(model: nn.Module) -> list[_Part]:
+    """The attention layers of a backbone."""
+    return [
+        (attention_part(index), mixer, mixer)
+        for index, stage in enumerate(stages_of(model))
+        for mixer in stage.mixers
+    ]
+
+
 @contextmanager
 def watch(
-    model: nn.Module, begin: Callable[[str], None], end: Callable[[str], None]
+    parts: Sequence[_Part], begin: Callable[[str], None], end: Callable[[str], None]
 ) -> Iterator[None]:
-    """Call functions before and after a backbone, its stages and their attention layers run."""
-    parts = [(BACKBONE, model, model)]
-    for index, stage in enumerate(stages_of(model)):
-        parts.append((stage_part(index), stage.first, stage.last))
-        parts += [(attention_part(index), mixer, mixer) for mixer in stage.mixers]
+    """Call functions before and after parts of a model run."""
     handles = []
     for name, first, last in parts:
         handles += [
@@ -214,7 +235,7 @@ def count_parts(model: nn.Module, side: int) -> dict[str, int]:
     model = copy.deepcopy(model).to("meta")
     with counting_flops() as total:
         flops = _Tally(total)
-        with watch(model, flops.begin, flops.end):
+        with watch([*outer_parts(model), *attention_parts(model)], flops.begin, flops.end):
             model(torch.empty(1, 3, side, side, device="meta"))
     return flops.totals
 

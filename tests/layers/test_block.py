@@ -1,0 +1,58 @@
+import pytest
+import torch
+from torch import nn
+
+from slide_mm.layers import Block, DepthwiseConvMlp, Mlp, SlideAttention, block
+
+SHAPES = [(2, 9, 4), (1, 37, 5), (3, 64, 2), (1, 1, 30), (0, 40, 6)]
+
+
+def make_block(kind, kernel_size):
+    module = Block(8, SlideAttention(8, 2, kernel_size), kind(8, 16), drop_path=0.5)
+    return module.double().eval()
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("kind", [Mlp, DepthwiseConvMlp])
+@pytest.mark.parametrize("num_rows", [1, 4, 100])
+def test_bands_join_to_the_whole(kind, kernel_size, num_rows):
+    module = make_block(kind, kernel_size)
+    for shape in SHAPES:
+        x = torch.randn(*shape, 8, dtype=torch.float64)
+        with torch.no_grad():
+            torch.testing.assert_close(module.forward_bands(x, num_rows), module(x))
+
+
+def test_bands_are_for_inference_that_nobody_watches(monkeypatch):
+    monkeypatch.setattr(block, "_CPU_BAND", 0)
+    module = make_block(Mlp, 3)
+    bands = []
+    monkeypatch.setattr(module, "forward_bands", lambda x, rows: bands.append(rows) or x)
+    x = torch.randn(1, 17, 4, 8, dtype=torch.float64)
+    module(x)
+    module.train()
+    with torch.no_grad():
+        module(x)
+        module.eval()
+        handle = module.mixer.qkv.register_forward_hook(lambda *_: None)
+        module(x)
+        handle.remove()
+        module(x[:, :16])
+        assert bands == []
+        module(x)
+    assert bands == [16]
+
+
+def test_mixers_that_see_the_whole_map_get_it(monkeypatch):
+    monkeypatch.setattr(block, "_CPU_BAND", 0)
+    heights = []
+
+    class Mixer(nn.Module):
+        def forward(self, x):
+            heights.append(x.shape[1])
+            return x
+
+    module = Block(8, Mixer(), Mlp(8, 16)).eval()
+    with torch.no_grad():
+        module(torch.randn(1, 40, 3, 8))
+    assert heights == [40]
