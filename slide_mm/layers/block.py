@@ -49,7 +49,7 @@ class Block(nn.Module):
             batch, _, width, _ = x.shape
             row = batch * width * self.mlp.fc1.out_features * x.element_size()
             num_rows = max(_CPU_BAND // max(row, 1), _MIN_ROWS)
-            if num_rows < x.shape[1]:
+            if x.shape[1] > 2 * num_rows:
                 return self.forward_bands(x, num_rows)
         x = x + self.drop_path(self.mixer(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))

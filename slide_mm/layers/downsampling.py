@@ -31,7 +31,8 @@ class PatchEmbed(nn.Module):
         """Map (B, H, W, in_channels) to (B, ceil(H / stride), ceil(W / stride), embed_dims)."""
         if self.proj.padding == (0, 0):
             x = pad_to_multiple(x, self.proj.stride[0])
-        return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        # A convolution of channels-last memory gives the same, and the norm needs no copy.
+        return self.norm(self.proj(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):

@@ -28,7 +28,7 @@ def test_bands_are_for_inference_that_nobody_watches(monkeypatch):
     module = make_block(Mlp, 3)
     bands = []
     monkeypatch.setattr(module, "forward_bands", lambda x, rows: bands.append(rows) or x)
-    x = torch.randn(1, 17, 4, 8, dtype=torch.float64)
+    x = torch.randn(1, 33, 4, 8, dtype=torch.float64)
     module(x)
     module.train()
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_bands_are_for_inference_that_nobody_watches(monkeypatch):
         handle = module.mixer.qkv.register_forward_hook(lambda *_: None)
         module(x)
         handle.remove()
-        module(x[:, :16])
+        module(x[:, :32])
         assert bands == []
         module(x)
     assert bands == [16]

@@ -125,25 +125,25 @@ def measure_forward(pickled: bytes, side: int, device: torch.device) -> dict[str
     model = pickle.loads(pickled).to(device)
     # Apart, as a block works otherwise when its attention layer is watched.
     groups = outer_parts(model), attention_parts(model)
-    rounds: list[dict[str, float]] = []
+    times: dict[str, list[float]] = defaultdict(list)
     with torch.inference_mode():
         model(torch.randn(1, 3, _WARM_UP_SIDE, _WARM_UP_SIDE, device=device))
         image = torch.randn(1, 3, side, side, device=device)
         memory = _Memory(device)
-        start = time.perf_counter()
         for parts in groups:
+            start = time.perf_counter()
             with watch(parts, memory.begin, memory.end):
                 model(image)
-        seconds = (time.perf_counter() - start) / len(groups)
-        for _ in range(SLOW_ROUNDS if seconds > 1 else ROUNDS):
-            times = _Tally(lambda: _milliseconds(device))
-            for parts in groups:
-                with watch(parts, times.begin, times.end):
+            seconds = time.perf_counter() - start
+            for _ in range(SLOW_ROUNDS if seconds > 1 else ROUNDS):
+                tally = _Tally(lambda: _milliseconds(device))
+                with watch(parts, tally.begin, tally.end):
                     model(image)
-            rounds.append(times.totals)
+                for part, total in tally.totals.items():
+                    times[part].append(total)
     return {
-        part: {"ms": spread_of([x[part] for x in rounds])._asdict(), "mib": memory.peaks[part]}
-        for part in rounds[0]
+        part: {"ms": spread_of(values)._asdict(), "mib": memory.peaks[part]}
+        for part, values in times.items()
     }
 
 
