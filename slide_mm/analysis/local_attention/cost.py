@@ -31,8 +31,8 @@ from slide_mm.analysis.complexity import counting_flops
 from slide_mm.analysis.local_attention.section import Picture, Section
 from slide_mm.analysis.local_attention.stages import stages_of
 
-# Times that each size runs after the run that doesn't count, and those of more than a second.
-ROUNDS, SLOW_ROUNDS = 7, 3
+# Times that each size runs after the run that doesn't count, and those above one and ten seconds.
+ROUNDS, SLOW_ROUNDS, SLOWEST_ROUNDS = 7, 3, 1
 BACKBONE = "backbone"
 QUANTITIES = {"ms": "time, ms", "mib": "peak memory, MiB", "flops": "operations, G multiply-adds"}
 _WARM_UP_SIDE = 64
@@ -44,11 +44,11 @@ _TEXT = """\
 One forward pass of a batch of one square image, without gradients, in float32, in a fresh \
 process for each model and size. The first passes give the peak of memory: for a stage, what it \
 takes beyond its input. The passes after them are timed (median of {rounds}, of {slow} above a \
-second), stages inside the same passes as the backbone, and attention layers in passes of their \
-own, as a block may work on its map in bands unless its layers are watched. Operations are \
-counted as for the paper's tables. An exponent e says that cost grows as pixels to the power of \
-e, fitted by least squares of logarithms over all sizes that ran; 1 is linear, 2 is quadratic. \
-Dashed lines are the attention layers of a stage alone."""
+second, {slowest} above ten), stages inside the same passes as the backbone, and attention layers \
+in passes of their own, as a block may work on its map in bands unless its layers are watched. \
+Operations are counted as for the paper's tables. An exponent e says that cost grows as pixels \
+to the power of e, fitted by least squares of logarithms over all sizes that ran; 1 is linear, 2 \
+is quadratic. Dashed lines are the attention layers of a stage alone."""
 
 
 def stage_part(stage: int) -> str:
@@ -94,7 +94,7 @@ def check_cost(
     return Section(
         name="cost",
         title="What it costs",
-        text=_TEXT.format(rounds=ROUNDS, slow=SLOW_ROUNDS),
+        text=_TEXT.format(rounds=ROUNDS, slow=SLOW_ROUNDS, slowest=SLOWEST_ROUNDS),
         numbers=numbers,
         findings=_findings(numbers),
         header=_header(models),
@@ -135,7 +135,7 @@ def measure_forward(pickled: bytes, side: int, device: torch.device) -> dict[str
             with watch(parts, memory.begin, memory.end):
                 model(image)
             seconds = time.perf_counter() - start
-            for _ in range(SLOW_ROUNDS if seconds > 1 else ROUNDS):
+            for _ in range(_rounds_of(seconds)):
                 tally = _Tally(lambda: _milliseconds(device))
                 with watch(parts, tally.begin, tally.end):
                     model(image)
@@ -145,6 +145,12 @@ def measure_forward(pickled: bytes, side: int, device: torch.device) -> dict[str
         part: {"ms": spread_of(values)._asdict(), "mib": memory.peaks[part]}
         for part, values in times.items()
     }
+
+
+def _rounds_of(seconds: float) -> int:
+    if seconds > 10:
+        return SLOWEST_ROUNDS
+    return SLOW_ROUNDS if seconds > 1 else ROUNDS
 
 
 def _milliseconds(device: torch.device) -> float:
