@@ -200,11 +200,11 @@ def plot_latencies(report: Mapping[str, Any], out: str | Path) -> None:
     axes = figure.subplots()
     axes.bar_label(axes.barh(list(bars), list(bars.values()), height=0.6), fmt="%.2f", padding=3)
     axes.axvline(1, color="black", linewidth=1, linestyle="--")
-    axes.margins(x=0.12)
+    axes.margins(x=0.15)
     axes.invert_yaxis()
     batch, height, width = report["size"]
     axes.set_xlabel(
-        f"latency over that of PyTorch's deployed form, {height} x {width}, batch {batch}, "
-        f"{report['environment']['threads']} threads"
+        "latency over that of PyTorch's deployed form\n"
+        f"{height} x {width}, batch {batch}, {report['environment']['threads']} threads"
     )
     figure.savefig(out, dpi=110)
