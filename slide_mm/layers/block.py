@@ -48,9 +48,8 @@ class Block(nn.Module):
         if self._is_banded(x):
             batch, _, width, _ = x.shape
             row = batch * width * self.mlp.fc1.out_features * x.element_size()
-            num_rows = max(_CPU_BAND // max(row, 1), _MIN_ROWS)
-            if x.shape[1] > 2 * num_rows:
-                return self.forward_bands(x, num_rows)
+            if row * x.shape[1] > self.mlp.banded_from:
+                return self.forward_bands(x, max(_CPU_BAND // row, _MIN_ROWS))
         x = x + self.drop_path(self.mixer(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -78,6 +77,7 @@ class Block(nn.Module):
             x.device.type == "cpu"
             and type(x) is Tensor  # No fake one.
             and hasattr(self.mixer, "reach")
+            and hasattr(self.mlp, "reach")
             and not (self.training or torch.is_grad_enabled())
             and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
             # Whoever looks at a part sees it whole.

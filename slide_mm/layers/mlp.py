@@ -17,9 +17,11 @@ class Mlp(timm.layers.Mlp):
 
     Attributes:
         reach: How many tokens away a token sees.
+        banded_from: Bytes of all hidden channels beyond which a block works in bands of rows.
     """
 
     reach = 0
+    banded_from = 256 << 20
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (..., C) to tokens of the same shape."""
@@ -43,9 +45,11 @@ class DepthwiseConvMlp(nn.Module):
 
     Attributes:
         reach: How many tokens away a token sees.
+        banded_from: Bytes of all hidden channels beyond which a block works in bands of rows.
     """
 
     reach = 1
+    banded_from = 32 << 20
 
     def __init__(self, embed_dims: int, hidden_dims: int, drop: float = 0.0) -> None:
         super().__init__()

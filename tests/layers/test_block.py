@@ -24,11 +24,12 @@ def test_bands_join_to_the_whole(kind, kernel_size, num_rows):
 
 
 def test_bands_are_for_inference_that_nobody_watches(monkeypatch):
+    x = torch.randn(1, 33, 4, 8, dtype=torch.float64)
     monkeypatch.setattr(block, "_CPU_BAND", 0)
+    monkeypatch.setattr(Mlp, "banded_from", 32 * 4 * 16 * 8)
     module = make_block(Mlp, 3)
     bands = []
     monkeypatch.setattr(module, "forward_bands", lambda x, rows: bands.append(rows) or x)
-    x = torch.randn(1, 33, 4, 8, dtype=torch.float64)
     module(x)
     module.train()
     with torch.no_grad():
@@ -44,7 +45,7 @@ def test_bands_are_for_inference_that_nobody_watches(monkeypatch):
 
 
 def test_mixers_that_see_the_whole_map_get_it(monkeypatch):
-    monkeypatch.setattr(block, "_CPU_BAND", 0)
+    monkeypatch.setattr(Mlp, "banded_from", 0)
     heights = []
 
     class Mixer(nn.Module):
