@@ -93,9 +93,8 @@ class _BandOfBlock(nn.Module):
         x, inside = x.reshape(batch, -1, self.channels), inside.view(-1, 1)
         centre = neighbours[self.kernel_size**2 // 2]
         x = x[:, centre] + self.mixer(self.norm(x), inside, neighbours)
-        x = self.mlp(
-            x.reshape(batch, -1, self.channels)
-        )  # onnxruntime fuses more of a known shape.
+        # The number of channels, lost in the sum, lets onnxruntime fuse more.
+        x = self.mlp(x.reshape(batch, -1, self.channels))
         return x.reshape(batch, -1, width, self.channels)
 
 

@@ -21,7 +21,7 @@ def make_block(kernel_size=3, kind=Mlp):
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
 @pytest.mark.parametrize("kind", [Mlp, DepthwiseConvMlp])
 def test_bands_join_to_the_whole(kind, kernel_size, num_tokens, monkeypatch):
-    """Bands of one row, of some, the last of them lower, and of all rows."""
+    """Bands of one row, of some, the last of them partly below the image, and of all rows."""
     monkeypatch.setattr(onnx_bands, "_BAND_SIZE", 12 * num_tokens)
     block = make_block(kernel_size, kind)
     banded = BandedBlock(block)
