@@ -6,6 +6,7 @@ the MLP. All maps are channels-last, (B, H, W, C).
 """
 
 import copy
+import functools
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +40,22 @@ class BandedBlock(nn.Module):
 
 
 class _Bands(nn.Module):
-    """A loop over bands of rows, which overlap by what a token sees above and below it."""
+    """A loop over bands of rows, which overlap by what a token sees above and below it.
+
+    In it tokens are (N, 1, C): images, rows and columns are in the indices, so that all shapes are
+    constants. Of two dimensions onnxruntime would make a slower kind of product.
+    """
 
     def __init__(self, block: "_BandOfBlock") -> None:
         super().__init__()
         self.kernel_size, self.margin = block.kernel_size, block.kernel_size // 2
-        self.num_tokens = _BAND_SIZE // block.channels
+        self.channels, self.num_tokens = block.channels, _BAND_SIZE // block.channels
         side = _EXAMPLE_SIDE
-        inside = block.mixer.ones.new_ones(side, side, 1)
-        neighbours = self.index_neighbours(side - 2 * self.margin, side - 2 * self.margin)
-        example = inside.new_zeros(2, side, side, block.channels), inside, neighbours
+        neighbours = self.index_neighbours(2, side, side)
+        self.taps = torch.jit.trace(_Unbind(), neighbours)
+        tokens = block.mixer.proj.new_zeros(2 * side * side, 1, block.channels)
+        positions, inside = self.index_map(2, side, side, 0, tokens)
+        example = tokens, positions.view(-1), inside.reshape(-1, 1, 1), self.taps(neighbours)
         self.block = torch.jit.trace(block, example, check_trace=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,28 +64,54 @@ class _Bands(nn.Module):
         num_bands = (height + max_rows - 1) // max_rows
         # All of one height, below the image if need be: OpenVINO joins no others.
         num_rows = (height + num_bands - 1) // num_bands
-        margin, below = self.margin, num_bands * num_rows - height
-        padding = [0, 0, margin, margin, margin, margin + below]
-        inside = F.pad(torch.ones([height, width, 1], dtype=x.dtype, device=x.device), padding)
-        x = F.pad(x, padding)
-        neighbours = self.index_neighbours(num_rows, width)
+        below = num_bands * num_rows - height
+        positions, inside = self.index_map(batch, height, width, below, x)
+        taps = self.taps(self.index_neighbours(batch, num_rows, width))
+        tokens = x.reshape(-1, 1, self.channels)
         bands = []
         for index in range(num_bands):
-            first, size = index * num_rows, num_rows + 2 * margin
-            bands.append(
-                self.block(x.narrow(1, first, size), inside.narrow(0, first, size), neighbours)
+            first, size = index * num_rows, num_rows + 2 * self.margin
+            band = self.block(
+                tokens,
+                positions.narrow(1, first, size).reshape(-1),
+                inside.narrow(1, first, size).reshape(-1, 1, 1),
+                taps,
             )
+            bands.append(band.view(batch, num_rows, width, self.channels))
         return torch.cat(bands, 1).narrow(1, 0, height)
 
-    def index_neighbours(self, num_rows: int, width: int) -> Tensor:
-        """Positions (K*K, N) in a flattened band of what each tap shows to its N tokens."""
-        tap, stride = torch.arange(self.kernel_size), width + 2 * self.margin
-        token = torch.arange(num_rows)[:, None] * stride + torch.arange(width)
-        return (tap[:, None] * stride + tap).view(-1, 1) + token.view(1, -1)
+    def index_map(
+        self, batch: int, height: int, width: int, below: int, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Index maps to which a margin is added, and rows below.
+
+        Returns:
+            Positions in the flattened maps, of the nearest token for those in the margin, and 1 for
+            tokens, 0 in the margin; both (B, H + 2 * margin + below, W + 2 * margin).
+        """
+        row = torch.arange(height + 2 * self.margin + below)[:, None] - self.margin
+        column = torch.arange(width + 2 * self.margin) - self.margin
+        nearest_row, nearest_column = row.clamp(0, height - 1), column.clamp(0, width - 1)
+        image = torch.arange(batch).view(-1, 1, 1)
+        positions = (image * height + nearest_row) * width + nearest_column
+        inside = (row == nearest_row) & (column == nearest_column)
+        return positions, inside.to(like.dtype).expand(batch, -1, -1)
+
+    def index_neighbours(self, batch: int, num_rows: int, width: int) -> Tensor:
+        """Positions (K*K, N) in flattened bands with margins of what taps show to N tokens."""
+        tap, row_size = torch.arange(self.kernel_size), width + 2 * self.margin
+        row = torch.arange(batch)[:, None] * (num_rows + 2 * self.margin) + torch.arange(num_rows)
+        token = row.view(-1, 1) * row_size + torch.arange(width)
+        return (tap[:, None] * row_size + tap).view(-1, 1) + token.view(1, -1)
+
+
+class _Unbind(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.unbind(0)
 
 
 class _BandOfBlock(nn.Module):
-    """A block on a band with its margin; ``inside`` (H, W, 1) is 0 outside the image."""
+    """A block on bands, where ``inside`` (M, 1, 1) is 0 in margins outside the image."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -88,14 +121,12 @@ class _BandOfBlock(nn.Module):
         self.has_mlp = isinstance(block.mlp, Mlp)
         self.mlp = _Residual(block.norm2, block.mlp) if self.has_mlp else nn.Identity()
 
-    def forward(self, x: Tensor, inside: Tensor, neighbours: Tensor) -> Tensor:
-        batch, width = x.shape[0], x.shape[2] - 2 * (self.kernel_size // 2)
-        x, inside = x.reshape(batch, -1, self.channels), inside.view(-1, 1)
-        centre = neighbours[self.kernel_size**2 // 2]
-        x = x[:, centre] + self.mixer(self.norm(x), inside, neighbours)
-        # The number of channels, lost in the sum, lets onnxruntime fuse more.
-        x = self.mlp(x.reshape(batch, -1, self.channels))
-        return x.reshape(batch, -1, width, self.channels)
+    def forward(
+        self, tokens: Tensor, positions: Tensor, inside: Tensor, taps: tuple[Tensor, ...]
+    ) -> Tensor:
+        x = tokens[positions]
+        residual = x[taps[len(taps) // 2]]
+        return self.mlp(self.mixer(self.norm(x), inside, taps, residual))
 
 
 class _Residual(nn.Module):
@@ -108,44 +139,81 @@ class _Residual(nn.Module):
 
 
 class _BandOfAttention(nn.Module):
-    """:func:`slide_mm.ops.forms.score_by_tap` and its transpose, all taps at once."""
+    """:func:`slide_mm.ops.forms.score_by_tap` and its transpose, and the residual connection."""
 
     def __init__(self, layer: SlideAttention) -> None:
         super().__init__()
         self.query, self.key, self.value = _split(layer.qkv, 3)
-        self.proj = layer.proj
+        self.channels = layer.proj.in_features
         self.num_heads, self.head_dim = layer.num_heads, layer.head_dim
         self.num_taps = layer.kernel_size**2
         scale = layer.head_dim**-0.5
         kernel = layer.kernel.flatten(2).permute(2, 0, 1)  # From (C, p, o) to (o, C, p).
         logit_bias = layer.shift_bias + layer.relative_position_bias_table[:, None]
+        proj = layer.proj.weight.T.reshape(self.num_heads, self.head_dim, -1)
+        # Every head's weights sum to one: what they multiply may contain what is to be added.
+        value_bias = layer.shift_bias.T @ proj + layer.proj.bias / self.num_heads
         for name, constant in {
             "score_kernel": kernel * scale,
             "logit_bias": torch.block_diag(*logit_bias) * scale,
             "value_kernel": kernel.transpose(1, 2),
-            "value_bias": layer.shift_bias.T,
-            "ones": kernel.new_ones(1, self.num_taps),
+            "value_bias": value_bias.flatten(0, 1),
+            "proj": layer.proj.weight.T,
         }.items():
-            self.register_buffer(name, constant.contiguous())
+            self.register_buffer(name, constant.detach().contiguous())
 
-    def forward(self, x: Tensor, inside: Tensor, neighbours: Tensor) -> Tensor:
-        batch, taps, channels = x.shape[0], self.num_taps, self.proj.in_features
-        key, value = ((linear(x) * inside)[:, neighbours] for linear in (self.key, self.value))
-        query = self.query(x[:, neighbours[taps // 2]])
-        products = (query.unsqueeze(1) * key).reshape(batch, taps, -1, self.head_dim)
-        logits = self.sum_taps(products @ self.score_kernel, taps)
-        logits = logits + (query @ self.logit_bias).reshape(batch, -1, taps)
+    def forward(
+        self, x: Tensor, inside: Tensor, taps: tuple[Tensor, ...], residual: Tensor
+    ) -> Tensor:
+        size = -1, self.channels
+        query = self.query(x[taps[self.num_taps // 2]]).reshape(size)
+        key, value = ((linear(x) * inside).reshape(size) for linear in (self.key, self.value))
+        logits = (query @ self.logit_bias).reshape(-1, self.num_taps)
+        for tap, kernel in zip(taps, self.score_kernel.unbind(0), strict=True):
+            product = (query * key[tap]).reshape(-1, self.head_dim)
+            logits = torch.addmm(logits, product, kernel)
         attention = logits.softmax(-1)
-        weights = (attention.unsqueeze(1) @ self.value_kernel).reshape(batch, taps, -1, channels)
-        x = self.sum_taps(weights * value, channels)
-        x = x + (attention @ self.value_bias).reshape(batch, -1, channels)
-        return self.proj(x)
+        # One after the other, in the graph too: all products at once leave the caches.
+        products = (
+            (attention @ kernel).reshape(size) * value[tap]
+            for tap, kernel in zip(taps, self.value_kernel.unbind(0), strict=True)
+        )
+        x = functools.reduce(torch.add, products)
+        x = torch.addmm(residual.reshape(size), x, self.proj)
+        attention = attention.reshape(-1, self.num_heads * self.num_taps)
+        return torch.addmm(x, attention, self.value_bias).unsqueeze(1)
 
-    def sum_taps(self, x: Tensor, channels: int) -> Tensor:
-        """Sum (B, K*K, N, channels) over the taps; a product, as onnxruntime's sums are slow."""
-        batch = x.shape[0]
-        total = self.ones @ x.reshape(batch, self.num_taps, -1)
-        return total.reshape(batch, -1, channels)
+
+class TokenNorm(nn.Module):
+    """A layer norm without weights, as an instance norm, which is faster in onnxruntime.
+
+    Its layer norm has threads ask for tokens one by one (measured: docs/deployment.md).
+
+    Args:
+        norm: Its width and epsilon are taken.
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        (self.channels,), self.eps = norm.normalized_shape, norm.eps
+        # PyTorch's exporter cannot do without.
+        self.register_buffer("one", norm.weight.new_ones(1))
+        self.register_buffer("zero", norm.weight.new_zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (N, 1, C) or (B, H, W, C) to tokens of the same shape."""
+        tokens = x if x.dim() == 3 else x.reshape(-1, 1, self.channels)
+        tokens = F.instance_norm(tokens, None, None, self.one, self.zero, eps=self.eps)
+        return tokens if x.dim() == 3 else tokens.view(x.shape)
+
+
+def fold_norm(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[TokenNorm, nn.Linear]:
+    """Move the weights of a layer norm into the linear layer that follows it."""
+    folded = copy.deepcopy(linear)
+    folded.weight = nn.Parameter(linear.weight * norm.weight)
+    bias = linear.weight @ norm.bias
+    folded.bias = nn.Parameter(bias if linear.bias is None else linear.bias + bias)
+    return TokenNorm(norm), folded
 
 
 class ConvMlp(nn.Module):

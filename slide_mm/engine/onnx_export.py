@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from slide_mm.analysis.attention_contenders import Inputs, published_form
 from slide_mm.checkpoints import get_state_dict, read_checkpoint
 from slide_mm.engine.config import get_task, load_config, require_keys
-from slide_mm.engine.onnx_bands import BandedBlock, ConvMlp
+from slide_mm.engine.onnx_bands import BandedBlock, ConvMlp, fold_norm
 from slide_mm.engine.outputs import check_output, write_atomically
 from slide_mm.engine.preflight import check_checkpoint, check_model
 from slide_mm.engine.reporting import ConfigError
@@ -155,7 +155,7 @@ def export_onnx(
     model = load_part(cfg, checkpoint, part, deployed=form != "published")
     with write_atomically(out) as file:
         _write(_make_exportable(model, form), file, sizes[0] if static else None)
-        _describe(file, cfg, checkpoint, part)
+        _finish(file, cfg, checkpoint, part)
         model = load_part(cfg, checkpoint, part)
         return _check(model, file, sizes)
 
@@ -185,6 +185,11 @@ def load_part(
 
 def _make_exportable(model: ExportedPart, form: str) -> ExportedPart:
     """Put what ONNX or a trace lacks in other ways."""
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.norm2, block.mlp.fc1 = fold_norm(block.norm2, block.mlp.fc1)
+            if isinstance(block.mixer, SlideAttention):
+                block.norm1, block.mixer.qkv = fold_norm(block.norm1, block.mixer.qkv)
     for module in reversed(list(model.modules())):  # Children before those that wrap them.
         for name, child in module.named_children():
             if (
@@ -240,7 +245,7 @@ def _write(model: ExportedPart, file: Path, size: tuple[int, int, int] | None) -
             raise ConfigError(f"the model cannot be exported: {reason}") from error
 
 
-def _describe(file: Path, cfg: Config, checkpoint: str | None, part: str) -> None:
+def _finish(file: Path, cfg: Config, checkpoint: str | None, part: str) -> None:
     """Write into a file what is needed to use it and to check it again; refuse foreign operators.
 
     Images are to be normalised before, as the config's data preprocessor does.
@@ -251,11 +256,32 @@ def _describe(file: Path, cfg: Config, checkpoint: str | None, part: str) -> Non
     foreign = {node.domain for node in iterate_nodes(model.graph)} - {"", "ai.onnx"}
     if foreign:
         raise ConfigError(f"the model needs operators that ONNX lacks, of {', '.join(foreign)}")
+    _move_constants(model.graph)
     preprocessor = cfg.model.get("data_preprocessor") or {}
     keys = ("mean", "std", "bgr_to_rgb", "pad_size_divisor")
     notes = {key: json.dumps(preprocessor[key]) for key in keys if key in preprocessor}
     onnx.helper.set_model_props(model, {"part": part, "checkpoint": checkpoint or "", **notes})
     onnx.save(model, file)
+
+
+def _move_constants(graph: "onnx.GraphProto") -> None:
+    """Give every loop constants of its own, where onnxruntime can prepare them."""
+    constants = {constant.name: constant for constant in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = node.attribute[0].t
+    for loop in graph.node:
+        for body in (attribute.g for attribute in loop.attribute if attribute.HasField("g")):
+            names = {name for node in iterate_nodes(body) for name in node.input}
+            own_names = {name: f"{loop.name}/{name}" for name in constants.keys() & names}
+            for name, own_name in own_names.items():
+                body.initializer.add().CopyFrom(constants[name])
+                body.initializer[-1].name = own_name
+            for node in iterate_nodes(body):
+                node.input[:] = [own_names.get(name, name) for name in node.input]
+    used = {name for node in iterate_nodes(graph) for name in node.input}
+    for constant in [constant for constant in graph.initializer if constant.name not in used]:
+        graph.initializer.remove(constant)
 
 
 def iterate_nodes(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
