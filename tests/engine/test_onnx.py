@@ -106,6 +106,38 @@ def test_forms_of_slide_attention(form, convolutions, loops, tmp_path):
     assert kinds["Loop"] == loops * num_sliding
 
 
+@pytest.mark.parametrize("family", ["SlideSwin", "SlidePVT", "SlidePVTv2"])
+@pytest.mark.parametrize("form", onnx_export.FORMS)
+def test_what_is_exported_computes_the_same(form, family, tmp_path):
+    """With weights and biases of norms that are not ones and zeros."""
+    cfg = load_config(write_config(tmp_path, family))
+    part = load_part(cfg, None, "backbone", deployed=form != "published")
+    for module in part.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+    image = torch.randn(2, 3, 50, 64)
+    with torch.no_grad():
+        expected = part(image)
+        actual = onnx_export._make_exportable(part, form)(image)
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
+
+
+def test_loops_have_constants_of_their_own(tmp_path):
+    config, file = write_config(tmp_path), tmp_path / "model.onnx"
+    export_onnx(config, None, file, part="backbone")
+    graph = onnx.load(file).graph
+    constants = {constant.name for constant in graph.initializer}
+    bodies = [
+        attribute.g for node in graph.node for attribute in node.attribute if attribute.g.node
+    ]
+    assert len(bodies) == 2
+    for body in bodies:
+        assert len(body.initializer) > 10
+        assert not constants & {name for node in iterate_nodes(body) for name in node.input}
+
+
 def test_random_weights_show_mistakes_in_the_learned_path(tmp_path):
     part = load_part(load_config(write_config(tmp_path)), None, "backbone", deployed=False)
     image = torch.randn(1, 3, 64, 64)

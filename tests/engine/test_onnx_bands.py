@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from slide_mm.engine import onnx_bands
-from slide_mm.engine.onnx_bands import BandedBlock, ConvMlp
+from slide_mm.engine.onnx_bands import BandedBlock, ConvMlp, fold_norm
 from slide_mm.layers import Block, DepthwiseConvMlp, Mlp, SlideAttention
 
 SHAPES = [(1, 1, 1), (2, 5, 9), (1, 13, 4), (3, 8, 8), (1, 3, 40)]
@@ -12,7 +12,8 @@ SHAPES = [(1, 1, 1), (2, 5, 9), (1, 13, 4), (3, 8, 8), (1, 3, 40)]
 def make_block(kernel_size=3, kind=Mlp):
     torch.manual_seed(0)
     block = Block(12, SlideAttention(12, 3, kernel_size), kind(12, 20)).double().eval()
-    nn.init.normal_(block.mixer.relative_position_bias_table)
+    for parameter in (*block.norm1.parameters(), block.mixer.relative_position_bias_table):
+        nn.init.normal_(parameter)
     block.mixer.switch_to_deploy()
     return block
 
@@ -36,3 +37,14 @@ def test_convolutions_equal_the_depthwise_mlp():
     for shape in SHAPES:
         x = torch.randn(*shape, 6).double()
         torch.testing.assert_close(ConvMlp(mlp)(x), mlp(x))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_of_a_norm_move_into_the_layer_behind_it(bias):
+    norm, linear = nn.LayerNorm(6, eps=1e-3).double(), nn.Linear(6, 4, bias).double()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    folded_norm, folded = fold_norm(norm, linear)
+    for shape in (*SHAPES, (5, 1)):
+        x = torch.randn(*shape, 6).double()
+        torch.testing.assert_close(folded(folded_norm(x)), linear(norm(x)))
