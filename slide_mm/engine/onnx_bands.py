@@ -2,7 +2,8 @@
 
 A runtime computes one operation after the other, each on all that it is given. On whole maps, what
 one writes has left the caches when the next reads it. A band of rows stays there from the norm to
-the MLP. All maps are channels-last, (B, H, W, C).
+the MLP, and what belongs to one tap in those next to the cores. Maps are channels-last,
+(B, H, W, C).
 """
 
 import copy
@@ -42,8 +43,8 @@ class BandedBlock(nn.Module):
 class _Bands(nn.Module):
     """A loop over bands of rows, which overlap by what a token sees above and below it.
 
-    In it tokens are (N, 1, C): images, rows and columns are in the indices, so that all shapes are
-    constants. Of two dimensions onnxruntime would make a slower kind of product.
+    In it tokens are (N, 1, C). Images, rows and columns are in the indices, so that shapes need no
+    arithmetic; of tokens (N, C) linear layers would become Gemm, slower than MatMul in onnxruntime.
     """
 
     def __init__(self, block: "_BandOfBlock") -> None:
@@ -185,9 +186,10 @@ class _BandOfAttention(nn.Module):
 
 
 class TokenNorm(nn.Module):
-    """A layer norm without weights, as an instance norm, which is faster in onnxruntime.
+    """A layer norm without weights, as an instance norm.
 
-    Its layer norm has threads ask for tokens one by one (measured: docs/deployment.md).
+    onnxruntime takes half the time for it, or less: its layer norm was slower on two threads than
+    on one (measured: docs/deployment.md).
 
     Args:
         norm: Its width and epsilon are taken.
