@@ -152,7 +152,7 @@ class _BandOfAttention(nn.Module):
         kernel = layer.kernel.flatten(2).permute(2, 0, 1)  # From (C, p, o) to (o, C, p).
         logit_bias = layer.shift_bias + layer.relative_position_bias_table[:, None]
         proj = layer.proj.weight.T.reshape(self.num_heads, self.head_dim, -1)
-        # Every head's weights sum to one: what they multiply may contain what is to be added.
+        # The bias of the output rides on them, as each head's attention weights sum to one.
         value_bias = layer.shift_bias.T @ proj + layer.proj.bias / self.num_heads
         for name, constant in {
             "score_kernel": kernel * scale,

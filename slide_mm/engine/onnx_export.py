@@ -246,7 +246,7 @@ def _write(model: ExportedPart, file: Path, size: tuple[int, int, int] | None) -
 
 
 def _finish(file: Path, cfg: Config, checkpoint: str | None, part: str) -> None:
-    """Write into a file what is needed to use it and to check it again; refuse foreign operators.
+    """Refuse foreign operators, move constants, and note how to use a file and to check it again.
 
     Images are to be normalised before, as the config's data preprocessor does.
     """
@@ -268,7 +268,7 @@ def _move_constants(graph: "onnx.GraphProto") -> None:
     """Give every loop constants of its own, where onnxruntime can prepare them."""
     constants = {constant.name: constant for constant in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant":
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
             constants[node.output[0]] = node.attribute[0].t
     for loop in graph.node:
         for body in (attribute.g for attribute in loop.attribute if attribute.HasField("g")):
