@@ -273,7 +273,7 @@ def _move_constants(graph: "onnx.GraphProto") -> None:
     for loop in graph.node:
         for body in (attribute.g for attribute in loop.attribute if attribute.HasField("g")):
             names = {name for node in iterate_nodes(body) for name in node.input}
-            own_names = {name: f"{loop.name}/{name}" for name in constants.keys() & names}
+            own_names = {name: f"{loop.name}/{name}" for name in constants if name in names}
             for name, own_name in own_names.items():
                 body.initializer.add().CopyFrom(constants[name])
                 body.initializer[-1].name = own_name
