@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slide_mm.layers import Block, DepthwiseConvMlp, Mlp, SlideAttention
+from slide_mm.layers import Block, DepthwiseConvMlp
 
 # Numbers of a map in one band: few enough for caches, enough for work on all threads (measured:
 # docs/deployment.md).
@@ -30,14 +30,12 @@ class BandedBlock(nn.Module):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        body = _BandOfBlock(block)
-        self.bands = torch.jit.script(_Bands(body))
-        self.rest = nn.Identity() if body.has_mlp else _Residual(block.norm2, block.mlp)
+        self.bands = torch.jit.script(_Bands(block))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to tokens of the same shape."""
         # In the loop PyTorch's exporter loses the rank, and OpenVINO the type.
-        return self.rest(self.bands(x).to(x.dtype).view(x.shape))
+        return self.bands(x).to(x.dtype).view(x.shape)
 
 
 class _Bands(nn.Module):
@@ -47,39 +45,64 @@ class _Bands(nn.Module):
     arithmetic; of tokens (N, C) linear layers would become Gemm, slower than MatMul in onnxruntime.
     """
 
-    def __init__(self, block: "_BandOfBlock") -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        self.kernel_size, self.margin = block.kernel_size, block.kernel_size // 2
-        self.channels, self.num_tokens = block.channels, _BAND_SIZE // block.channels
+        self.kernel_size, self.margin = block.mixer.kernel_size, block.mixer.reach
+        self.mlp_reach = block.mlp.reach
+        self.channels = block.mixer.proj.in_features
+        self.num_tokens = _BAND_SIZE // self.channels
+        mlp = _Residual(block.norm2, block.mlp)
+        attention = _BandOfAttention(block)
         side = _EXAMPLE_SIDE
         neighbours = self.index_neighbours(2, side, side)
         self.taps = torch.jit.trace(_Unbind(), neighbours)
-        tokens = block.mixer.proj.new_zeros(2 * side * side, 1, block.channels)
+        tokens = block.mixer.proj.weight.new_zeros(2 * side * side, 1, self.channels)
         positions, inside = self.index_map(2, side, side, 0, tokens)
         example = tokens, positions.view(-1), inside.reshape(-1, 1, 1), self.taps(neighbours)
-        self.block = torch.jit.trace(block, example, check_trace=False)
+        self.attention = torch.jit.trace(attention, example, check_trace=False)
+        example = tokens.view(2, side, side, -1) if self.mlp_reach else tokens
+        self.mlp = torch.jit.trace(mlp, example, check_trace=False)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width = x.shape[0], x.shape[1], x.shape[2]
         max_rows = max(1, self.num_tokens // (batch * width))
-        num_bands = (height + max_rows - 1) // max_rows
+        num_bands = (height + self.mlp_reach + max_rows - 1) // max_rows
         # All of one height, below the image if need be: OpenVINO joins no others.
-        num_rows = (height + num_bands - 1) // num_bands
+        num_rows = (height + self.mlp_reach + num_bands - 1) // num_bands
         below = num_bands * num_rows - height
         positions, inside = self.index_map(batch, height, width, below, x)
         taps = self.taps(self.index_neighbours(batch, num_rows, width))
         tokens = x.reshape(-1, 1, self.channels)
+        above = x.new_zeros([batch, 2 * self.mlp_reach, width, self.channels])
         bands = []
         for index in range(num_bands):
             first, size = index * num_rows, num_rows + 2 * self.margin
-            band = self.block(
+            band = self.attention(
                 tokens,
                 positions.narrow(1, first, size).reshape(-1),
                 inside.narrow(1, first, size).reshape(-1, 1, 1),
                 taps,
             )
-            bands.append(band.view(batch, num_rows, width, self.channels))
-        return torch.cat(bands, 1).narrow(1, 0, height)
+            if self.mlp_reach > 0:
+                band = torch.cat([above, band.view(batch, num_rows, width, self.channels)], 1)
+                above = band.narrow(1, num_rows, 2 * self.mlp_reach)
+                band = self.apply_mlp(band, first, height)
+            else:
+                band = self.mlp(band).view(batch, num_rows, width, self.channels)
+            bands.append(band)
+        return torch.cat(bands, 1).narrow(1, self.mlp_reach, height)
+
+    def apply_mlp(self, band: Tensor, first: int, height: int) -> Tensor:
+        """The MLP for all rows of a band but the first and last ``mlp_reach``, which are only seen.
+
+        Twice ``mlp_reach`` rows come before the row ``first`` of the image. The MLP is given none
+        that are outside the image, as it sees zeros there.
+        """
+        outside = max(2 * self.mlp_reach - first, 0)
+        num_inside = min(band.shape[1], height - first + 2 * self.mlp_reach) - outside
+        rows = torch.arange(band.shape[1] - 2 * self.mlp_reach) + (self.mlp_reach - outside)
+        output = self.mlp(band.narrow(1, outside, num_inside))
+        return output.index_select(1, rows.clamp(0, num_inside - 1))
 
     def index_map(
         self, batch: int, height: int, width: int, below: int, like: Tensor
@@ -111,25 +134,6 @@ class _Unbind(nn.Module):
         return x.unbind(0)
 
 
-class _BandOfBlock(nn.Module):
-    """A block on bands, where ``inside`` (M, 1, 1) is 0 in margins outside the image."""
-
-    def __init__(self, block: Block) -> None:
-        super().__init__()
-        self.kernel_size = block.mixer.kernel_size
-        self.channels = block.mixer.proj.in_features
-        self.norm, self.mixer = block.norm1, _BandOfAttention(block.mixer)
-        self.has_mlp = isinstance(block.mlp, Mlp)
-        self.mlp = _Residual(block.norm2, block.mlp) if self.has_mlp else nn.Identity()
-
-    def forward(
-        self, tokens: Tensor, positions: Tensor, inside: Tensor, taps: tuple[Tensor, ...]
-    ) -> Tensor:
-        x = tokens[positions]
-        residual = x[taps[len(taps) // 2]]
-        return self.mlp(self.mixer(self.norm(x), inside, taps, residual))
-
-
 class _Residual(nn.Module):
     def __init__(self, norm: nn.Module, branch: nn.Module) -> None:
         super().__init__()
@@ -140,10 +144,14 @@ class _Residual(nn.Module):
 
 
 class _BandOfAttention(nn.Module):
-    """:func:`slide_mm.ops.forms.score_by_tap` and its transpose, and the residual connection."""
+    """A block's attention branch and residual connection on bands.
 
-    def __init__(self, layer: SlideAttention) -> None:
+    The products are :func:`slide_mm.ops.forms.score_by_tap` and its transpose.
+    """
+
+    def __init__(self, block: Block) -> None:
         super().__init__()
+        self.norm, layer = block.norm1, block.mixer
         self.query, self.key, self.value = _split(layer.qkv, 3)
         self.channels = layer.proj.in_features
         self.num_heads, self.head_dim = layer.num_heads, layer.head_dim
@@ -164,10 +172,14 @@ class _BandOfAttention(nn.Module):
             self.register_buffer(name, constant.detach().contiguous())
 
     def forward(
-        self, x: Tensor, inside: Tensor, taps: tuple[Tensor, ...], residual: Tensor
+        self, tokens: Tensor, positions: Tensor, inside: Tensor, taps: tuple[Tensor, ...]
     ) -> Tensor:
-        size = -1, self.channels
-        query = self.query(x[taps[self.num_taps // 2]]).reshape(size)
+        """Map tokens to those at the taps' centre; ``inside`` is 0 in margins outside the image."""
+        size, centre = (-1, self.channels), taps[self.num_taps // 2]
+        x = tokens[positions]
+        residual = x[centre].reshape(size)
+        x = self.norm(x)
+        query = self.query(x[centre]).reshape(size)
         key, value = ((linear(x) * inside).reshape(size) for linear in (self.key, self.value))
         logits = (query @ self.logit_bias).reshape(-1, self.num_taps)
         for tap, kernel in zip(taps, self.score_kernel.unbind(0), strict=True):
@@ -180,7 +192,7 @@ class _BandOfAttention(nn.Module):
             for tap, kernel in zip(taps, self.value_kernel.unbind(0), strict=True)
         )
         x = functools.reduce(torch.add, products)
-        x = torch.addmm(residual.reshape(size), x, self.proj)
+        x = torch.addmm(residual, x, self.proj)
         attention = attention.reshape(-1, self.num_heads * self.num_taps)
         return torch.addmm(x, attention, self.value_bias).unsqueeze(1)
 
@@ -227,16 +239,19 @@ class ConvMlp(nn.Module):
 
     def __init__(self, mlp: DepthwiseConvMlp) -> None:
         super().__init__()
-        self.fc1, self.dwconv, self.act, self.fc2 = mlp.fc1, mlp.dwconv, mlp.act, mlp.fc2
+        self.fc1, self.fc2 = _pointwise(mlp.fc1), _pointwise(mlp.fc2)
+        self.dwconv, self.act, self.reach = mlp.dwconv, mlp.act, mlp.reach
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to tokens of the same shape."""
-        x = self.dwconv(_pointwise(x.permute(0, 3, 1, 2), self.fc1))
-        return _pointwise(self.act(x), self.fc2).permute(0, 2, 3, 1)
+        x = self.act(self.dwconv(self.fc1(x.permute(0, 3, 1, 2))))
+        return self.fc2(x).permute(0, 2, 3, 1)
 
 
-def _pointwise(x: Tensor, linear: nn.Linear) -> Tensor:
-    return F.conv2d(x, linear.weight[:, :, None, None], linear.bias)
+def _pointwise(linear: nn.Linear) -> nn.Conv2d:
+    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, dtype=linear.weight.dtype)
+    conv.load_state_dict({"weight": linear.weight[:, :, None, None], "bias": linear.bias})
+    return conv
 
 
 def _split(linear: nn.Linear, parts: int) -> list[nn.Linear]:

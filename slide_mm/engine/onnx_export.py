@@ -270,6 +270,8 @@ def _move_constants(graph: "onnx.GraphProto") -> None:
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].HasField("t"):
             constants[node.output[0]] = node.attribute[0].t
+        elif node.op_type == "Identity" and node.input[0] in constants:
+            constants[node.output[0]] = constants[node.input[0]]
     for loop in graph.node:
         for body in (attribute.g for attribute in loop.attribute if attribute.HasField("g")):
             names = {name for node in iterate_nodes(body) for name in node.input}

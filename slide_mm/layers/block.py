@@ -77,7 +77,7 @@ class Block(nn.Module):
             x.device.type == "cpu"
             and type(x) is Tensor  # No fake one.
             and hasattr(self.mixer, "reach")
-            and hasattr(self.mlp, "reach")
+            and hasattr(self.mlp, "banded_from")
             and not (self.training or torch.is_grad_enabled())
             and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
             # Whoever looks at a part sees it whole.
