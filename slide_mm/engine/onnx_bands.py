@@ -1,4 +1,4 @@
-"""Sliding blocks in bands of rows, for ONNX files.
+"""Blocks in parts that go from end to end one after the other, for ONNX files.
 
 A runtime computes one operation after the other, each on all that it is given. On whole maps, what
 one writes has left the caches when the next reads it. A band of rows stays there from the norm to
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slide_mm.layers import Block, DepthwiseConvMlp
+from slide_mm.layers import Block, DepthwiseConvMlp, SpatialReductionAttention
 
 # Numbers of a map in one band: few enough for caches, enough for work on all threads (measured:
 # docs/deployment.md).
 _BAND_SIZE = 240 << 10
+# Attention weights of some queries, likewise.
+_MAX_WEIGHTS = 1 << 20
 _EXAMPLE_SIDE = 12
 
 
@@ -195,6 +197,48 @@ class _BandOfAttention(nn.Module):
         x = torch.addmm(residual, x, self.proj)
         attention = attention.reshape(-1, self.num_heads * self.num_taps)
         return torch.addmm(x, attention, self.value_bias).unsqueeze(1)
+
+
+class ChunkedReduction(nn.Module):
+    """Spatial-reduction attention; the graph has a loop over queries, some at a time.
+
+    A runtime keeps attention weights, by the square of the pixels; of some queries they are few.
+
+    Args:
+        layer: Its weights are taken.
+    """
+
+    def __init__(self, layer: SpatialReductionAttention) -> None:
+        super().__init__()
+        self.layer = layer
+        self.chunks = torch.jit.script(_Chunks())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, H, W, C) to tokens of the same shape."""
+        heads = self.chunks(*self.layer.split_heads(x))
+        return self.layer.join_heads(heads, x.shape)
+
+
+class _Chunks(nn.Module):
+    """Scaled dot-product attention in a loop over queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.max_weights = _MAX_WEIGHTS
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batch, num_heads, num_queries, head_dim = query.shape
+        max_size = max(1, self.max_weights // (batch * num_heads * key.shape[2]))
+        num_chunks = (num_queries + max_size - 1) // max_size
+        size = (num_queries + num_chunks - 1) // num_chunks
+        key = key.transpose(2, 3) * head_dim**-0.5
+        chunks = []
+        for index in range(num_chunks):
+            # All of one size, with the last query again if need be: OpenVINO joins no others.
+            queries = (torch.arange(size) + index * size).clamp(0, num_queries - 1)
+            attention = (query.index_select(2, queries) @ key).softmax(-1)
+            chunks.append(attention @ value)
+        return torch.cat(chunks, 2).narrow(2, 0, num_queries)
 
 
 class TokenNorm(nn.Module):

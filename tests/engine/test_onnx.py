@@ -79,6 +79,7 @@ def test_exported_model_equals_pytorch(family, parts, slide_stages, tmp_path, mo
     """At sizes that the graph was not traced with, in both runtimes, in many bands."""
     pytest.importorskip("openvino")
     monkeypatch.setattr(onnx_bands, "_BAND_SIZE", 5000)
+    monkeypatch.setattr(onnx_bands, "_MAX_WEIGHTS", 5000)
     config = write_config(tmp_path, family, parts, slide_stages)
     file = tmp_path / "out" / "model.onnx"
     assert len(export_onnx(config, None, file)) == 3
@@ -124,8 +125,10 @@ def test_what_is_exported_computes_the_same(form, family, tmp_path):
         torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["SlideSwin", "SlidePVT", "SlidePVTv2"])
-def test_loops_have_constants_of_their_own(family, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "num_loops"), [("SlideSwin", 2), ("SlidePVT", 5), ("SlidePVTv2", 5)]
+)
+def test_loops_have_constants_of_their_own(family, num_loops, tmp_path):
     """Also those that are equal to others, as biases of zeros are, which are in a file once."""
     config, file = write_config(tmp_path, family), tmp_path / "model.onnx"
     export_onnx(config, None, file, part="backbone")
@@ -134,9 +137,9 @@ def test_loops_have_constants_of_their_own(family, tmp_path):
     bodies = [
         attribute.g for node in graph.node for attribute in node.attribute if attribute.g.node
     ]
-    assert len(bodies) == 2
+    assert len(bodies) == num_loops
     for body in bodies:
-        assert len(body.initializer) > 10
+        assert body.initializer
         assert not constants & {name for node in iterate_nodes(body) for name in node.input}
         own_constants = {constant.name for constant in body.initializer}
         for node in body.node:

@@ -3,8 +3,14 @@ import torch
 from torch import nn
 
 from slide_mm.engine import onnx_bands
-from slide_mm.engine.onnx_bands import BandedBlock, ConvMlp, fold_norm
-from slide_mm.layers import Block, DepthwiseConvMlp, Mlp, SlideAttention
+from slide_mm.engine.onnx_bands import BandedBlock, ChunkedReduction, ConvMlp, fold_norm
+from slide_mm.layers import (
+    Block,
+    DepthwiseConvMlp,
+    Mlp,
+    SlideAttention,
+    SpatialReductionAttention,
+)
 
 SHAPES = [(1, 1, 1), (2, 5, 9), (1, 13, 4), (3, 8, 8), (1, 3, 40)]
 
@@ -30,6 +36,18 @@ def test_bands_join_to_the_whole(kind, kernel_size, num_tokens, monkeypatch):
         x = torch.randn(*shape, 12).double()
         with torch.no_grad():
             torch.testing.assert_close(banded(x), block(x))
+
+
+@pytest.mark.parametrize("max_weights", [1, 100, 10**6])
+@pytest.mark.parametrize("sr_ratio", [1, 3])
+def test_chunks_join_to_the_whole(sr_ratio, max_weights, monkeypatch):
+    """Chunks of one query, of some, the last with some twice, and of all queries."""
+    monkeypatch.setattr(onnx_bands, "_MAX_WEIGHTS", max_weights)
+    layer = SpatialReductionAttention(12, 3, sr_ratio).double()
+    chunked = ChunkedReduction(layer)
+    for shape in SHAPES:
+        x = torch.randn(*shape, 12).double()
+        torch.testing.assert_close(chunked(x), layer(x))
 
 
 def test_convolutions_equal_the_depthwise_mlp():
