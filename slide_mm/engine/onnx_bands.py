@@ -18,8 +18,8 @@ from slide_mm.layers import Block, DepthwiseConvMlp, SpatialReductionAttention
 # Numbers of a map in one band: few enough for caches, enough for work on all threads (measured:
 # docs/deployment.md).
 _BAND_SIZE = 240 << 10
-# Attention weights of some queries, likewise.
-_MAX_WEIGHTS = 1 << 20
+# Attention weights of some queries, likewise; OpenVINO is slower the fewer they are.
+_MAX_WEIGHTS = 4 << 20
 _EXAMPLE_SIDE = 12
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PARTS = ("whole", "backbone")
 # How Slide Attention is written; measured: docs/deployment.md.
 FORMS = ("band", "tap", "conv", "published")
+_FORMS_WITH_LOOPS = ("band", "published")
 OPSET = 20
 MIN_SIDE = 32
 MAX_DIFFERENCE = 1e-3
@@ -204,7 +205,7 @@ def _make_exportable(model: ExportedPart, form: str) -> ExportedPart:
                 child.backend = form
             elif isinstance(child, DepthwiseConvMlp):
                 setattr(module, name, ConvMlp(child))
-            elif isinstance(child, SpatialReductionAttention):
+            elif isinstance(child, SpatialReductionAttention) and form in _FORMS_WITH_LOOPS:
                 setattr(module, name, ChunkedReduction(child))
             elif isinstance(child, nn.AdaptiveAvgPool2d):
                 setattr(module, name, AdaptiveAveragePool(child.output_size))
