@@ -92,7 +92,8 @@ class _Bands(nn.Module):
             else:
                 band = self.mlp(band).view(batch, num_rows, width, self.channels)
             bands.append(band)
-        return torch.cat(bands, 1).narrow(1, self.mlp_reach, height)
+        # onnxruntime indexes on all threads, and slices on one.
+        return torch.cat(bands, 1).index_select(1, torch.arange(height) + self.mlp_reach)
 
     def apply_mlp(self, band: Tensor, first: int, height: int) -> Tensor:
         """The MLP for all rows of a band but the first and last ``mlp_reach``, which are only seen.
@@ -103,7 +104,7 @@ class _Bands(nn.Module):
         outside = max(2 * self.mlp_reach - first, 0)
         num_inside = min(band.shape[1], height - first + 2 * self.mlp_reach) - outside
         rows = torch.arange(band.shape[1] - 2 * self.mlp_reach) + (self.mlp_reach - outside)
-        output = self.mlp(band.narrow(1, outside, num_inside))
+        output = self.mlp(band.index_select(1, torch.arange(num_inside) + outside))
         return output.index_select(1, rows.clamp(0, num_inside - 1))
 
     def index_map(
