@@ -20,6 +20,8 @@ from slide_mm.layers import Block, DepthwiseConvMlp, SpatialReductionAttention
 _BAND_SIZE = 240 << 10
 # Attention weights of some queries, likewise; OpenVINO is slower the fewer they are.
 _MAX_WEIGHTS = 4 << 20
+# Parts of a chunk, for its products: onnxruntime computes each matrix of a stack on one thread.
+_NUM_PARTS = 8
 _EXAMPLE_SIDE = 12
 
 
@@ -58,12 +60,12 @@ class _Bands(nn.Module):
         side = _EXAMPLE_SIDE
         neighbours = self.index_neighbours(2, side, side)
         self.taps = torch.jit.trace(_Unbind(), neighbours)
-        tokens = block.mixer.proj.weight.new_zeros(2 * side * side, 1, self.channels)
-        positions, inside = self.index_map(2, side, side, 0, tokens)
-        example = tokens, positions.view(-1), inside.reshape(-1, 1, 1), self.taps(neighbours)
+        x = block.mixer.proj.weight.new_zeros(2, side, side, self.channels)
+        tokens = x.view(-1, 1, self.channels)
+        positions, inside = self.index_bands(x, torch.zeros(1, dtype=torch.long), side)
+        example = tokens, positions[0], inside[0], self.taps(neighbours)
         self.attention = torch.jit.trace(attention, example, check_trace=False)
-        example = tokens.view(2, side, side, -1) if self.mlp_reach else tokens
-        self.mlp = torch.jit.trace(mlp, example, check_trace=False)
+        self.mlp = torch.jit.trace(mlp, x if self.mlp_reach else tokens, check_trace=False)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width = x.shape[0], x.shape[1], x.shape[2]
@@ -71,58 +73,63 @@ class _Bands(nn.Module):
         num_bands = (height + self.mlp_reach + max_rows - 1) // max_rows
         # All of one height, below the image if need be: OpenVINO joins no others.
         num_rows = (height + self.mlp_reach + num_bands - 1) // num_bands
-        below = num_bands * num_rows - height
-        positions, inside = self.index_map(batch, height, width, below, x)
+        first = torch.arange(num_bands) * num_rows
+        positions, inside = self.index_bands(x, first, num_rows)
         taps = self.taps(self.index_neighbours(batch, num_rows, width))
+        num_outside, num_inside, rows = self.index_mlp_rows(height, first, num_rows)
+        last_rows = num_rows + torch.arange(2 * self.mlp_reach)
         tokens = x.reshape(-1, 1, self.channels)
         above = x.new_zeros([batch, 2 * self.mlp_reach, width, self.channels])
+        like = x.new_zeros([batch, num_rows, width, self.channels])
         bands = []
         for index in range(num_bands):
-            first, size = index * num_rows, num_rows + 2 * self.margin
-            band = self.attention(
-                tokens,
-                positions.narrow(1, first, size).reshape(-1),
-                inside.narrow(1, first, size).reshape(-1, 1, 1),
-                taps,
-            )
+            band = self.attention(tokens, positions[index], inside[index], taps)
             if self.mlp_reach > 0:
-                band = torch.cat([above, band.view(batch, num_rows, width, self.channels)], 1)
-                above = band.narrow(1, num_rows, 2 * self.mlp_reach)
-                band = self.apply_mlp(band, first, height)
+                band = torch.cat([above, band.view_as(like)], 1)
+                above = band.index_select(1, last_rows)
+                rows_inside = torch.arange(int(num_inside[index])) + num_outside[index]
+                band = self.mlp(band.index_select(1, rows_inside)).index_select(1, rows[index])
             else:
-                band = self.mlp(band).view(batch, num_rows, width, self.channels)
+                band = self.mlp(band).view_as(like)
             bands.append(band)
         # onnxruntime indexes on all threads, and slices on one.
         return torch.cat(bands, 1).index_select(1, torch.arange(height) + self.mlp_reach)
 
-    def apply_mlp(self, band: Tensor, first: int, height: int) -> Tensor:
-        """The MLP for all rows of a band but the first and last ``mlp_reach``, which are only seen.
-
-        Twice ``mlp_reach`` rows come before the row ``first`` of the image. The MLP is given none
-        that are outside the image, as it sees zeros there.
-        """
-        outside = max(2 * self.mlp_reach - first, 0)
-        num_inside = min(band.shape[1], height - first + 2 * self.mlp_reach) - outside
-        rows = torch.arange(band.shape[1] - 2 * self.mlp_reach) + (self.mlp_reach - outside)
-        output = self.mlp(band.index_select(1, torch.arange(num_inside) + outside))
-        return output.index_select(1, rows.clamp(0, num_inside - 1))
-
-    def index_map(
-        self, batch: int, height: int, width: int, below: int, like: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Index maps to which a margin is added, and rows below.
+    def index_bands(self, x: Tensor, first: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Index the tokens of bands of ``x`` that begin with the rows ``first``, with a margin.
 
         Returns:
-            Positions in the flattened maps, of the nearest token for those in the margin, and 1 for
-            tokens, 0 in the margin; both (B, H + 2 * margin + below, W + 2 * margin).
+            Positions (bands, N) in the flattened maps, of the nearest token for those outside them,
+            and (bands, N, 1, 1), 0 for those outside and 1 for others.
         """
-        row = torch.arange(height + 2 * self.margin + below)[:, None] - self.margin
+        batch, height, width = x.shape[0], x.shape[1], x.shape[2]
+        row = first.view(-1, 1) + torch.arange(num_rows + 2 * self.margin) - self.margin
+        row = row[:, None, :, None]
         column = torch.arange(width + 2 * self.margin) - self.margin
         nearest_row, nearest_column = row.clamp(0, height - 1), column.clamp(0, width - 1)
         image = torch.arange(batch).view(-1, 1, 1)
         positions = (image * height + nearest_row) * width + nearest_column
         inside = (row == nearest_row) & (column == nearest_column)
-        return positions, inside.to(like.dtype).expand(batch, -1, -1)
+        inside = inside.to(x.dtype).expand(-1, batch, -1, -1)
+        return positions.flatten(1), inside.flatten(1)[:, :, None, None]
+
+    def index_mlp_rows(
+        self, height: int, first: Tensor, num_rows: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Index rows of bands, with the ``2 * mlp_reach`` before them, for the MLP.
+
+        It is given none that are outside the image, as it sees zeros there.
+
+        Returns:
+            How many rows come before the image, how many are in it, both (bands,), and which of the
+            latter are the MLP's output, (bands, num_rows), from ``mlp_reach`` rows before the band;
+            any for those outside the image.
+        """
+        above = 2 * self.mlp_reach - first
+        num_outside = above.clamp(min=0)
+        num_inside = (height + above).clamp(max=num_rows + 2 * self.mlp_reach) - num_outside
+        rows = torch.arange(num_rows) + (self.mlp_reach - num_outside)[:, None]
+        return num_outside, num_inside, rows.clamp(min=0).minimum(num_inside[:, None] - 1)
 
     def index_neighbours(self, batch: int, num_rows: int, width: int) -> Tensor:
         """Positions (K*K, N) in flattened bands with margins of what taps show to N tokens."""
@@ -155,7 +162,8 @@ class _BandOfAttention(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.norm, layer = block.norm1, block.mixer
-        self.query, self.key, self.value = _split(layer.qkv, 3)
+        self.query, key, value = _split(layer.qkv, 3)
+        self.key, self.value = _MaskedLinear(key), _MaskedLinear(value)
         self.channels = layer.proj.in_features
         self.num_heads, self.head_dim = layer.num_heads, layer.head_dim
         self.num_taps = layer.kernel_size**2
@@ -181,9 +189,9 @@ class _BandOfAttention(nn.Module):
         size, centre = (-1, self.channels), taps[self.num_taps // 2]
         x = tokens[positions]
         residual = x[centre].reshape(size)
-        x = self.norm(x)
+        x = self.norm(x) * inside
         query = self.query(x[centre]).reshape(size)
-        key, value = ((linear(x) * inside).reshape(size) for linear in (self.key, self.value))
+        key, value = (linear(x, inside).reshape(size) for linear in (self.key, self.value))
         logits = (query @ self.logit_bias).reshape(-1, self.num_taps)
         for tap, kernel in zip(taps, self.score_kernel.unbind(0), strict=True):
             product = (query * key[tap]).reshape(-1, self.head_dim)
@@ -195,9 +203,20 @@ class _BandOfAttention(nn.Module):
             for tap, kernel in zip(taps, self.value_kernel.unbind(0), strict=True)
         )
         x = functools.reduce(torch.add, products)
-        x = torch.addmm(residual, x, self.proj)
         attention = attention.reshape(-1, self.num_heads * self.num_taps)
-        return torch.addmm(x, attention, self.value_bias).unsqueeze(1)
+        return (residual + x @ self.proj + attention @ self.value_bias).unsqueeze(1)
+
+
+class _MaskedLinear(nn.Module):
+    """A linear layer that gives 0 for what is masked, as its input is."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        # Not a vector that is added: onnxruntime adds tensors of one shape three times as fast.
+        return F.linear(x, self.linear.weight) + mask @ self.linear.bias[None]
 
 
 class ChunkedReduction(nn.Module):
@@ -225,20 +244,22 @@ class _Chunks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.max_weights = _MAX_WEIGHTS
+        self.max_weights, self.num_parts = _MAX_WEIGHTS, _NUM_PARTS
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, num_heads, num_queries, head_dim = query.shape
         max_size = max(1, self.max_weights // (batch * num_heads * key.shape[2]))
         num_chunks = (num_queries + max_size - 1) // max_size
-        size = (num_queries + num_chunks - 1) // num_chunks
-        key = key.transpose(2, 3) * head_dim**-0.5
+        # All of one size, with the last query again if need be: OpenVINO joins no others.
+        part_size = (num_queries + num_chunks * self.num_parts - 1) // (num_chunks * self.num_parts)
+        size = self.num_parts * part_size
+        parts = [batch, num_heads, self.num_parts, part_size, head_dim]
+        key, value = (key.transpose(2, 3) * head_dim**-0.5).unsqueeze(2), value.unsqueeze(2)
         chunks = []
         for index in range(num_chunks):
-            # All of one size, with the last query again if need be: OpenVINO joins no others.
             queries = (torch.arange(size) + index * size).clamp(0, num_queries - 1)
-            attention = (query.index_select(2, queries) @ key).softmax(-1)
-            chunks.append(attention @ value)
+            attention = (query.index_select(2, queries).view(parts) @ key).softmax(-1)
+            chunks.append((attention @ value).flatten(2, 3))
         return torch.cat(chunks, 2).narrow(2, 0, num_queries)
 
 
@@ -263,7 +284,7 @@ class TokenNorm(nn.Module):
         """Map tokens (N, 1, C) or (B, H, W, C) to tokens of the same shape."""
         tokens = x if x.dim() == 3 else x.reshape(-1, 1, self.channels)
         tokens = F.instance_norm(tokens, None, None, self.one, self.zero, eps=self.eps)
-        return tokens if x.dim() == 3 else tokens.view(x.shape)
+        return tokens if x.dim() == 3 else tokens.view_as(x)
 
 
 def fold_norm(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[TokenNorm, nn.Linear]:

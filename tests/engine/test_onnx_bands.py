@@ -41,7 +41,7 @@ def test_bands_join_to_the_whole(kind, kernel_size, num_tokens, monkeypatch):
 @pytest.mark.parametrize("max_weights", [1, 100, 10**6])
 @pytest.mark.parametrize("sr_ratio", [1, 3])
 def test_chunks_join_to_the_whole(sr_ratio, max_weights, monkeypatch):
-    """Chunks of one query, of some, the last with some twice, and of all queries."""
+    """Chunks of a query a part, of some, the last with some twice, and of all queries."""
     monkeypatch.setattr(onnx_bands, "_MAX_WEIGHTS", max_weights)
     layer = SpatialReductionAttention(12, 3, sr_ratio).double()
     chunked = ChunkedReduction(layer)
