@@ -51,6 +51,14 @@ def test_equals_masked_dense_attention(size, shifted):
     torch.testing.assert_close(layer(x), dense_reference(layer, x), rtol=1e-9, atol=1e-9)
 
 
+def test_mask_holds_against_large_logits():
+    torch.manual_seed(0)
+    layer = ShiftedWindowAttention(16, 2, window_size=4, shifted=True).double()
+    torch.nn.init.normal_(layer.qkv.weight, std=10)
+    x = torch.randn(2, 8, 8, 16, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), dense_reference(layer, x))
+
+
 def test_masks_are_cached_by_size_and_fake_ones_are_not():
     cached_shifted_window_mask.cache_clear()
     layer = ShiftedWindowAttention(8, 1, window_size=4, shifted=True)
