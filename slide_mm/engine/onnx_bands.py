@@ -92,8 +92,10 @@ class _Bands(nn.Module):
             else:
                 band = self.mlp(band).view_as(like)
             bands.append(band)
-        # onnxruntime indexes on all threads, and slices on one.
-        return torch.cat(bands, 1).index_select(1, torch.arange(height) + self.mlp_reach)
+        # onnxruntime indexes on all threads, and transposes and slices on one.
+        rows = torch.arange(num_bands * batch * num_rows).view([num_bands, batch, num_rows])
+        rows = rows.transpose(0, 1).flatten(1).narrow(1, self.mlp_reach, height)
+        return torch.stack(bands).flatten(0, 2).index_select(0, rows.flatten())
 
     def index_bands(self, x: Tensor, first: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
         """Index the tokens of bands of ``x`` that begin with the rows ``first``, with a margin.
@@ -162,7 +164,7 @@ class _BandOfAttention(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.norm, layer = block.norm1, block.mixer
-        self.query, key, value = _split(layer.qkv, 3)
+        self.query, key, value = split_linear(layer.qkv, 3)
         self.key, self.value = _MaskedLinear(key), _MaskedLinear(value)
         self.channels = layer.proj.in_features
         self.num_heads, self.head_dim = layer.num_heads, layer.head_dim
@@ -186,23 +188,26 @@ class _BandOfAttention(nn.Module):
         self, tokens: Tensor, positions: Tensor, inside: Tensor, taps: tuple[Tensor, ...]
     ) -> Tensor:
         """Map tokens to those at the taps' centre; ``inside`` is 0 in margins outside the image."""
-        size, centre = (-1, self.channels), taps[self.num_taps // 2]
+        centre, heads = taps[self.num_taps // 2], (-1, self.num_heads, self.head_dim)
         x = tokens[positions]
-        residual = x[centre].reshape(size)
+        residual = x[centre].reshape(-1, self.channels)
         x = self.norm(x) * inside
-        query = self.query(x[centre]).reshape(size)
-        key, value = (linear(x, inside).reshape(size) for linear in (self.key, self.value))
-        logits = (query @ self.logit_bias).reshape(-1, self.num_taps)
-        for tap, kernel in zip(taps, self.score_kernel.unbind(0), strict=True):
-            product = (query * key[tap]).reshape(-1, self.head_dim)
-            logits = torch.addmm(logits, product, kernel)
-        attention = logits.softmax(-1)
-        # One after the other, in the graph too: all products at once leave the caches.
-        products = (
-            (attention @ kernel).reshape(size) * value[tap]
+        query = self.query(x[centre]).reshape(heads)
+        key, value = (linear(x, inside).reshape(heads) for linear in (self.key, self.value))
+        logits = query.reshape(-1, self.channels) @ self.logit_bias
+        logits = logits.reshape(-1, self.num_heads, self.num_taps)
+        # All products stand before their sum, in the graph too: onnxruntime walks back from the
+        # result, to what stands later first, and so adds each before it computes the next.
+        products = [
+            (query * key[tap]) @ kernel
+            for tap, kernel in zip(taps, self.score_kernel.unbind(0), strict=True)
+        ]
+        attention = functools.reduce(torch.add, products, logits).softmax(-1)
+        products = [
+            (attention @ kernel) * value[tap]
             for tap, kernel in zip(taps, self.value_kernel.unbind(0), strict=True)
-        )
-        x = functools.reduce(torch.add, products)
+        ]
+        x = functools.reduce(torch.add, products).reshape(-1, self.channels)
         attention = attention.reshape(-1, self.num_heads * self.num_taps)
         return (residual + x @ self.proj + attention @ self.value_bias).unsqueeze(1)
 
@@ -235,8 +240,9 @@ class ChunkedReduction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to tokens of the same shape."""
-        heads = self.chunks(*self.layer.split_heads(x))
-        return self.layer.join_heads(heads, x.shape)
+        key, value = self.layer.key_and_value(x)
+        heads = self.chunks(self.layer.q(x).flatten(1, 2), key, value)
+        return self.layer.proj(heads.view(x.shape))
 
 
 class _Chunks(nn.Module):
@@ -247,7 +253,9 @@ class _Chunks(nn.Module):
         self.max_weights, self.num_parts = _MAX_WEIGHTS, _NUM_PARTS
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        batch, num_heads, num_queries, head_dim = query.shape
+        """Map queries (B, N, C), keys and values (B, num_heads, N', head_dim) to (B, N, C)."""
+        batch, num_queries = query.shape[0], query.shape[1]
+        num_heads, head_dim = key.shape[1], key.shape[3]
         max_size = max(1, self.max_weights // (batch * num_heads * key.shape[2]))
         num_chunks = (num_queries + max_size - 1) // max_size
         # All of one size, with the last query again if need be: OpenVINO joins no others.
@@ -255,12 +263,21 @@ class _Chunks(nn.Module):
         size = self.num_parts * part_size
         parts = [batch, num_heads, self.num_parts, part_size, head_dim]
         key, value = (key.transpose(2, 3) * head_dim**-0.5).unsqueeze(2), value.unsqueeze(2)
+        # Indices instead of transposes: heads' vectors as they are in queries, and in chunks.
+        queries = torch.arange(num_chunks * size).clamp(0, num_queries - 1)
+        rows = torch.arange(batch * num_queries * num_heads).view([batch, num_queries, num_heads])
+        rows = rows.index_select(1, queries).view([batch, num_chunks, size, num_heads])
+        rows = rows.permute(1, 0, 3, 2).flatten(1)
+        vectors = query.reshape(-1, head_dim)
         chunks = []
         for index in range(num_chunks):
-            queries = (torch.arange(size) + index * size).clamp(0, num_queries - 1)
-            attention = (query.index_select(2, queries).view(parts) @ key).softmax(-1)
-            chunks.append((attention @ value).flatten(2, 3))
-        return torch.cat(chunks, 2).narrow(2, 0, num_queries)
+            attention = (vectors.index_select(0, rows[index]).view(parts) @ key).softmax(-1)
+            chunks.append(attention @ value)
+        rows = torch.arange(num_chunks * batch * num_heads * size)
+        rows = rows.view([num_chunks, batch, num_heads, size]).permute(1, 0, 3, 2)
+        rows = rows.reshape([batch, -1, num_heads]).narrow(1, 0, num_queries)
+        heads = torch.stack(chunks).view([-1, head_dim]).index_select(0, rows.flatten())
+        return heads.view(query.shape)
 
 
 class TokenNorm(nn.Module):
@@ -320,10 +337,10 @@ def _pointwise(linear: nn.Linear) -> nn.Conv2d:
     return conv
 
 
-def _split(linear: nn.Linear, parts: int) -> list[nn.Linear]:
-    """The layers that compute equal parts of a linear layer's output."""
+def split_linear(linear: nn.Linear, parts: int) -> list[nn.Linear]:
+    """Layers that compute equal parts of a linear layer's output."""
     layers = [copy.deepcopy(linear) for _ in range(parts)]
     for index, layer in enumerate(layers):
         for name, parameter in linear.named_parameters():
-            setattr(layer, name, nn.Parameter(parameter.chunk(parts)[index]))
+            setattr(layer, name, nn.Parameter(parameter.detach().chunk(parts)[index].clone()))
     return layers

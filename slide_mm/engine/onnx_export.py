@@ -16,11 +16,18 @@ from slide_mm.analysis.attention_contenders import Inputs, published_form
 from slide_mm.checkpoints import get_state_dict, read_checkpoint
 from slide_mm.engine.config import get_task, load_config, require_keys
 from slide_mm.engine.onnx_bands import BandedBlock, ChunkedReduction, ConvMlp, fold_norm
+from slide_mm.engine.onnx_windows import IndexedWindowAttention
 from slide_mm.engine.outputs import check_output, write_atomically
 from slide_mm.engine.preflight import check_checkpoint, check_model
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.runtimes import largest_difference, open_with_onnxruntime, require_packages
-from slide_mm.layers import Block, DepthwiseConvMlp, SlideAttention, SpatialReductionAttention
+from slide_mm.layers import (
+    Block,
+    DepthwiseConvMlp,
+    ShiftedWindowAttention,
+    SlideAttention,
+    SpatialReductionAttention,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -207,6 +214,8 @@ def _make_exportable(model: ExportedPart, form: str) -> ExportedPart:
                 setattr(module, name, ConvMlp(child))
             elif isinstance(child, SpatialReductionAttention) and form in _FORMS_WITH_LOOPS:
                 setattr(module, name, ChunkedReduction(child))
+            elif isinstance(child, ShiftedWindowAttention):
+                setattr(module, name, IndexedWindowAttention(child))
             elif isinstance(child, nn.AdaptiveAvgPool2d):
                 setattr(module, name, AdaptiveAveragePool(child.output_size))
             elif _is_mmseg_upsample(child):

@@ -1,6 +1,5 @@
 """Global attention to a reduced map, from PVT."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,27 +53,23 @@ class SpatialReductionAttention(nn.Module):
         image = F.pad(x, padding).permute(0, 3, 1, 2)
         return self.norm(self.sr(image).permute(0, 2, 3, 1))
 
-    def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query of tokens (B, H, W, C), key and value of the coarser ones.
+    def key_and_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value of the coarser ones of tokens (B, H, W, C).
 
         Returns:
             Each (B, num_heads, N, head_dim), of their N tokens.
         """
-        query = self.q(x).reshape(x.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
         reduced = self.reduce(x) if self.sr_ratio > 1 else x
         kv = self.kv(reduced).reshape(x.shape[0], -1, 2, self.num_heads, self.head_dim)
         key, value = kv.permute(2, 0, 3, 1, 4)
-        return query, key, value
-
-    def join_heads(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """Map (B, num_heads, H * W, head_dim) to tokens of the shape (B, H, W, C)."""
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(shape)))
+        return key, value
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to tokens of the same shape."""
+        query = self.q(x).reshape(x.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
         dropout = self.attn_drop if self.training else 0.0
-        heads = F.scaled_dot_product_attention(*self.split_heads(x), dropout_p=dropout)
-        return self.join_heads(heads, x.shape)
+        heads = F.scaled_dot_product_attention(query, *self.key_and_value(x), dropout_p=dropout)
+        return self.proj_drop(self.proj(heads.transpose(1, 2).reshape(x.shape)))
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""

@@ -60,17 +60,29 @@ class ShiftedWindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to tokens of the same shape."""
-        height, width = x.shape[1:3]
+        size = x.shape[1:3]
+        windows = self.attend(self.cut_windows(x), self.attention_bias(size))
+        return self.proj_drop(self.proj(self.join_windows(windows, size)))
+
+    def cut_windows(self, x: Tensor) -> Tensor:
+        """Cut tokens (B, H, W, C), padded and shifted, into windows (B, num_windows, N, C)."""
+        shifts = self._shifts(x.shape[1:3])
         x = pad_to_multiple(x, self.window_size)
-        # Numbers in eager mode and tensors in a trace, which both know these operators.
-        shifts = tuple(self.shift_size * (side > self.window_size) for side in (height, width))
-        padded_size = tuple(x.shape[1:3])
         x = rotate(x, shifts) if self.shift_size else x
-        windows = partition_windows(x, self.window_size)
-        windows = self.attend(windows, self.attention_bias(padded_size, shifts))
-        x = merge_windows(windows, self.window_size, padded_size)
-        x = rotate(x, [-shift for shift in shifts]) if self.shift_size else x
-        return self.proj_drop(self.proj(x[:, :height, :width]))
+        return partition_windows(x, self.window_size)
+
+    def join_windows(self, windows: Tensor, size: Sequence[int]) -> Tensor:
+        """Put windows (B, num_windows, N, C) together again to tokens (B, *size, C)."""
+        x = merge_windows(windows, self.window_size, self._padded(size))
+        x = rotate(x, [-shift for shift in self._shifts(size)]) if self.shift_size else x
+        return x[:, : size[0], : size[1]]
+
+    # Both are numbers in eager mode and tensors in a trace, which know these operators.
+    def _shifts(self, size: Sequence[int]) -> tuple[int, int]:
+        return tuple(self.shift_size * (side > self.window_size) for side in size)
+
+    def _padded(self, size: Sequence[int]) -> tuple[int, int]:
+        return tuple(side + -side % self.window_size for side in size)
 
     def attend(self, windows: Tensor, attention_bias: Tensor) -> Tensor:
         """Attend inside windows (B, num_windows, N, C), N tokens a window."""
@@ -88,8 +100,12 @@ class ShiftedWindowAttention(nn.Module):
         )
         return x.transpose(1, 2).reshape(batch, num_windows, tokens, channels)
 
-    def attention_bias(self, padded_size: tuple[int, int], shifts: tuple[int, int]) -> Tensor:
-        """Bias of the logits, (1 or num_windows, num_heads, N, N): relative positions and mask."""
+    def attention_bias(self, size: Sequence[int]) -> Tensor:
+        """Bias of the logits of a map: relative positions and mask.
+
+        Returns:
+            (1 or num_windows, num_heads, N, N), the former without shifts.
+        """
         tokens = self.window_size**2
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(1, tokens, tokens, self.num_heads).permute(0, 3, 1, 2)
@@ -98,7 +114,8 @@ class ShiftedWindowAttention(nn.Module):
         # A trace wants the mask's operations, and the cache no traced or fake tensor.
         plain = type(bias) is Tensor and not torch.jit.is_tracing()
         make_mask = cached_shifted_window_mask if plain else shifted_window_mask
-        mask = make_mask(padded_size, self.window_size, shifts, bias.dtype, bias.device)
+        sizes = self._padded(size), self.window_size, self._shifts(size)
+        mask = make_mask(*sizes, bias.dtype, bias.device)
         return bias + mask.unsqueeze(1)
 
     def extra_repr(self) -> str:
