@@ -22,6 +22,7 @@ from slide_mm.engine.preflight import check_checkpoint, check_model
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.runtimes import largest_difference, open_with_onnxruntime, require_packages
 from slide_mm.layers import (
+    AbsolutePositionEmbedding,
     Block,
     DepthwiseConvMlp,
     ShiftedWindowAttention,
@@ -97,6 +98,35 @@ class AdaptiveAveragePool(nn.Module):
         position = torch.arange(side, device=like.device)
         inside = (first <= position) & (position < stop)
         return inside.to(like.dtype) / (stop - first)
+
+
+class ResizedPositions(nn.Module):
+    """Position embeddings whose table is resized by two matrix products.
+
+    For PVT's finest table onnxruntime takes five times as long to resize and transpose it.
+
+    Args:
+        positions: Its table is taken.
+    """
+
+    def __init__(self, positions: AbsolutePositionEmbedding) -> None:
+        super().__init__()
+        self.register_buffer("table", positions.table.detach()[0].permute(1, 2, 0).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the positions to tokens (B, H, W, C)."""
+        rows, columns = (
+            self.weights(side, size, x)
+            for side, size in zip(x.shape[1:3], self.table.shape, strict=False)
+        )
+        table = (rows @ (columns @ self.table).flatten(1)).view(x.shape[1:])
+        return x + table
+
+    def weights(self, side: int, size: int, like: Tensor) -> Tensor:
+        """The matrix (side, size) that resizes one side by linear interpolation."""
+        centre = (torch.arange(side, device=like.device) + 0.5) * size / side - 0.5
+        position = torch.arange(size, device=like.device)
+        return (1 - (centre.clamp(0, size - 1)[:, None] - position).abs()).relu().to(like.dtype)
 
 
 class PublishedSlideAttention(nn.Module):
@@ -216,6 +246,8 @@ def _make_exportable(model: ExportedPart, form: str) -> ExportedPart:
                 setattr(module, name, ChunkedReduction(child))
             elif isinstance(child, ShiftedWindowAttention):
                 setattr(module, name, IndexedWindowAttention(child))
+            elif isinstance(child, AbsolutePositionEmbedding):
+                setattr(module, name, ResizedPositions(child))
             elif isinstance(child, nn.AdaptiveAvgPool2d):
                 setattr(module, name, AdaptiveAveragePool(child.output_size))
             elif _is_mmseg_upsample(child):

@@ -14,10 +14,12 @@ from slide_mm.engine.config import load_config
 from slide_mm.engine.onnx_check import check_onnx, find_mistakes
 from slide_mm.engine.onnx_export import (
     AdaptiveAveragePool,
+    ResizedPositions,
     export_onnx,
     iterate_nodes,
     load_part,
 )
+from slide_mm.layers import AbsolutePositionEmbedding
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -62,6 +64,13 @@ def test_pooling_is_that_of_pytorch(size, output_size):
     x = torch.randn(size)
     expected = F.adaptive_avg_pool2d(x, output_size)
     torch.testing.assert_close(AdaptiveAveragePool(output_size)(x), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (13, 4), (7, 7), (3, 40)])
+def test_positions_are_resized_as_by_pytorch(size):
+    positions = AbsolutePositionEmbedding(6, 7)
+    x = torch.randn(2, *size, 6)
+    torch.testing.assert_close(ResizedPositions(positions)(x), positions(x))
 
 
 @pytest.mark.parametrize(
