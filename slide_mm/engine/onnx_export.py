@@ -111,16 +111,16 @@ class ResizedPositions(nn.Module):
 
     def __init__(self, positions: AbsolutePositionEmbedding) -> None:
         super().__init__()
-        self.register_buffer("table", positions.table.detach()[0].permute(1, 2, 0).contiguous())
+        self.register_buffer("table", positions.table.detach()[0].permute(2, 1, 0).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the positions to tokens (B, H, W, C)."""
-        rows, columns = (
-            self.weights(side, size, x)
-            for side, size in zip(x.shape[1:3], self.table.shape, strict=False)
-        )
-        table = (rows @ (columns @ self.table).flatten(1)).view(x.shape[1:])
-        return x + table
+        _, height, width, channels = x.shape
+        size = self.table.shape[0]  # Of both sides.
+        rows, columns = self.weights(height, size, x), self.weights(width, size, x)
+        # Matrices, not stacks of them: OpenVINO takes a table for weights, and fails for a stack.
+        table = (columns @ self.table.flatten(1)).view(-1, size, channels).transpose(0, 1)
+        return x + (rows @ table.flatten(1)).view(height, width, channels)
 
     def weights(self, side: int, size: int, like: Tensor) -> Tensor:
         """The matrix (side, size) that resizes one side by linear interpolation."""
