@@ -48,6 +48,8 @@ def test_model_builds_and_learns_from_a_step(path):
     with DefaultScope.overwrite_default_scope(config.default_scope):
         if config.default_scope == "mmdet":
             batch = detection_batch()
+            if "rpn_proposal" in config.model.train_cfg:
+                config.model.train_cfg.rpn_proposal.max_per_img = 32  # Heads cost more than images.
         else:
             batch = segmentation_batch()
             config.model.data_preprocessor.size = (64, 96)
