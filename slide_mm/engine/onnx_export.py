@@ -103,7 +103,7 @@ class AdaptiveAveragePool(nn.Module):
 class ResizedPositions(nn.Module):
     """Position embeddings whose table is resized by two matrix products.
 
-    For PVT's finest table onnxruntime takes five times as long to resize and transpose it.
+    onnxruntime takes twice as long to resize PVT's finest table and transpose it.
 
     Args:
         positions: Its table is taken.
