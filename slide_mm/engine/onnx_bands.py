@@ -29,7 +29,8 @@ class BandedBlock(nn.Module):
     """A deployed block with Slide Attention; the graph has a loop over bands.
 
     Args:
-        block: With a :class:`~slide_mm.layers.SlideAttention` as mixer.
+        block: With a :class:`~slide_mm.layers.SlideAttention` as mixer, and its first norm folded
+            (:func:`fold_norm`), so that what the mixer sees as 0 has keys and values of 0.
     """
 
     def __init__(self, block: Block) -> None:
@@ -164,8 +165,7 @@ class _BandOfAttention(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.norm, layer = block.norm1, block.mixer
-        self.query, key, value = split_linear(layer.qkv, 3)
-        self.key, self.value = _MaskedLinear(key), _MaskedLinear(value)
+        self.query, self.key, self.value = split_linear(layer.qkv, 3)
         self.channels = layer.proj.in_features
         self.num_heads, self.head_dim = layer.num_heads, layer.head_dim
         self.num_taps = layer.kernel_size**2
@@ -193,7 +193,7 @@ class _BandOfAttention(nn.Module):
         residual = x[centre].reshape(-1, self.channels)
         x = self.norm(x) * inside
         query = self.query(x[centre]).reshape(heads)
-        key, value = (linear(x, inside).reshape(heads) for linear in (self.key, self.value))
+        key, value = self.key(x).reshape(heads), self.value(x).reshape(heads)
         logits = query.reshape(-1, self.channels) @ self.logit_bias
         logits = logits.reshape(-1, self.num_heads, self.num_taps)
         # All products stand before their sum, in the graph too: onnxruntime walks back from the
@@ -210,18 +210,6 @@ class _BandOfAttention(nn.Module):
         x = functools.reduce(torch.add, products).reshape(-1, self.channels)
         attention = attention.reshape(-1, self.num_heads * self.num_taps)
         return (residual + x @ self.proj + attention @ self.value_bias).unsqueeze(1)
-
-
-class _MaskedLinear(nn.Module):
-    """A linear layer that gives 0 for what is masked, as its input is."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        # Not a vector that is added: onnxruntime adds tensors of one shape three times as fast.
-        return F.linear(x, self.linear.weight) + mask @ self.linear.bias[None]
 
 
 class ChunkedReduction(nn.Module):
@@ -281,7 +269,7 @@ class _Chunks(nn.Module):
 
 
 class TokenNorm(nn.Module):
-    """A layer norm without weights, as an instance norm.
+    """A layer norm whose only weight is a bias of 1, as an instance norm.
 
     onnxruntime takes half the time for it, or less: its layer norm was slower on two threads than
     on one (measured: docs/deployment.md).
@@ -293,23 +281,29 @@ class TokenNorm(nn.Module):
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
         (self.channels,), self.eps = norm.normalized_shape, norm.eps
-        # PyTorch's exporter cannot do without.
         self.register_buffer("one", norm.weight.new_ones(1))
-        self.register_buffer("zero", norm.weight.new_zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (N, 1, C) or (B, H, W, C) to tokens of the same shape."""
         tokens = x if x.dim() == 3 else x.reshape(-1, 1, self.channels)
-        tokens = F.instance_norm(tokens, None, None, self.one, self.zero, eps=self.eps)
+        tokens = F.instance_norm(tokens, None, None, self.one, self.one, eps=self.eps)
         return tokens if x.dim() == 3 else tokens.view_as(x)
 
 
 def fold_norm(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[TokenNorm, nn.Linear]:
-    """Move the weights of a layer norm into the linear layer that follows it."""
-    folded = copy.deepcopy(linear)
-    folded.weight = nn.Parameter(linear.weight * norm.weight)
+    """Move the weights of a layer norm into the linear layer that follows it.
+
+    The linear layer's bias goes into its weight: normalised channels add up to 0, and with 1 added
+    to each to C, so that ``bias / C`` added to every column adds the bias. A runtime adds it by an
+    operation of its own, and to what is masked as well.
+    """
+    weight = linear.weight * norm.weight
     bias = linear.weight @ norm.bias
-    folded.bias = nn.Parameter(bias if linear.bias is None else linear.bias + bias)
+    if linear.bias is not None:
+        bias = bias + linear.bias
+    weight = weight + ((bias - weight.sum(1)) / linear.in_features)[:, None]
+    folded = copy.deepcopy(linear)
+    folded.weight, folded.bias = nn.Parameter(weight), None
     return TokenNorm(norm), folded
 
 
@@ -332,8 +326,8 @@ class ConvMlp(nn.Module):
 
 
 def _pointwise(linear: nn.Linear) -> nn.Conv2d:
-    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, dtype=linear.weight.dtype)
-    conv.load_state_dict({"weight": linear.weight[:, :, None, None], "bias": linear.bias})
+    conv = nn.Conv2d(linear.in_features, linear.out_features, 1)
+    conv.weight, conv.bias = nn.Parameter(linear.weight[:, :, None, None]), linear.bias
     return conv
 
 
