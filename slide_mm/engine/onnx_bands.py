@@ -293,9 +293,10 @@ class TokenNorm(nn.Module):
 def fold_norm(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[TokenNorm, nn.Linear]:
     """Move the weights of a layer norm into the linear layer that follows it.
 
-    The linear layer's bias goes into its weight: normalised channels add up to 0, and with 1 added
-    to each to C, so that ``bias / C`` added to every column adds the bias. A runtime adds it by an
-    operation of its own, and to what is masked as well.
+    The linear layer's bias goes into its weight: normalised channels add up to 0, so that a
+    constant added to a row changes nothing. With 1 added to each channel a row also adds its own
+    sum, and the constant makes that the bias. An operation of its own would take time, and give a
+    bias to what is masked.
     """
     weight = linear.weight * norm.weight
     bias = linear.weight @ norm.bias
