@@ -14,12 +14,13 @@ from slide_mm.engine.config import load_config
 from slide_mm.engine.onnx_check import check_onnx, find_mistakes
 from slide_mm.engine.onnx_export import (
     AdaptiveAveragePool,
+    PublishedSlideAttention,
     ResizedPositions,
     export_onnx,
     iterate_nodes,
     load_part,
 )
-from slide_mm.layers import AbsolutePositionEmbedding
+from slide_mm.layers import AbsolutePositionEmbedding, SlideAttention
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -114,6 +115,15 @@ def test_forms_of_slide_attention(form, convolutions, loops, tmp_path):
     num_sliding = 2
     assert kinds["Conv"] == 1 + convolutions * num_sliding
     assert kinds["Loop"] == loops * num_sliding
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_published_form_is_laid_out_as_published(tmp_path):
+    """Others are measured by it, and onnxruntime is slow where two axes move at a time."""
+    layer, file = PublishedSlideAttention(SlideAttention(12, 3)).eval(), tmp_path / "layer.onnx"
+    torch.onnx.export(layer, (torch.randn(1, 5, 6, 12),), str(file), dynamo=False)
+    nodes = [node for node in onnx.load(file).graph.node if node.op_type == "Transpose"]
+    assert [list(node.attribute[0].ints) for node in nodes] == [[0, 3, 1, 2], [0, 2, 3, 1]]
 
 
 @pytest.mark.parametrize("family", ["SlideSwin", "SlidePVT", "SlidePVTv2"])
