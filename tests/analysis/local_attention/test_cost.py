@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from slide_mm.analysis.local_attention import check_cost, cost
 from slide_mm.models import SlidePVTv2
@@ -54,11 +55,18 @@ def test_memory_of_nested_parts():
     assert peaks == {"outer": 96, "inner": 32, "empty": 0}
 
 
-def test_parts_lie_inside_each_other(backbones):
-    parts = cost.measure_forward(pickle.dumps(backbones["original"]), 96, CPU)
+def test_parts_lie_inside_each_other(backbones, monkeypatch):
+    """By a clock that counts the modules that ran: real ones go by what else the machine does."""
+    ran = []
+    monkeypatch.setattr(cost, "_milliseconds", lambda device: float(len(ran)))
+    hook = register_module_forward_hook(lambda module, *_: ran.append(module))
+    try:
+        parts = cost.measure_forward(pickle.dumps(backbones["original"]), 96, CPU)
+    finally:
+        hook.remove()
     times = {name: part["ms"]["median"] for name, part in parts.items()}
     stages = [times[cost.stage_part(i)] for i in range(4)]
-    assert 0 < sum(stages) < 1.2 * times["backbone"]
+    assert 0 < sum(stages) < times["backbone"]
     for index, stage in enumerate(stages):
         assert 0 < times[cost.attention_part(index)] < stage
     assert set(parts) == set(cost.count_parts(backbones["original"], 96))
