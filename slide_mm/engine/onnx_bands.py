@@ -281,6 +281,7 @@ class TokenNorm(nn.Module):
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
         (self.channels,), self.eps = norm.normalized_shape, norm.eps
+        # Weight and bias of an instance norm; PyTorch's exporter cannot do without.
         self.register_buffer("one", norm.weight.new_ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
