@@ -16,7 +16,7 @@ from mmengine.utils import import_modules_from_strings, track_parallel_progress
 from PIL import Image
 
 from slide_mm.engine.config import iter_evaluators, load_config
-from slide_mm.engine.preflight import dataset_paths, iter_datasets, missing_path
+from slide_mm.engine.data_paths import dataset_paths, iter_datasets, missing_path
 from slide_mm.engine.reporting import ConfigError
 
 SPLITS = ("train", "val", "test")

@@ -30,10 +30,12 @@ from rich.progress import Progress
 from torch import nn
 
 from slide_mm.engine.config import get_task, load_config, require_keys
+from slide_mm.engine.data_paths import iter_datasets
 from slide_mm.engine.outputs import check_device, make_folder, write_atomically
-from slide_mm.engine.preflight import check_checkpoint, check_model, iter_datasets, silence_log
+from slide_mm.engine.preflight import check_model, silence_log
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.tiling import Track, detect_by_tiles, segment_by_tiles
+from slide_mm.engine.weights import check_checkpoint
 
 # An image with a side longer than so many tiles is predicted tile by tile.
 _MAX_TILES_WHOLE = 4

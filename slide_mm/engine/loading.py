@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
-from slide_mm.engine.preflight import iter_datasets
+from slide_mm.engine.data_paths import iter_datasets
 
 
 @TRANSFORMS.register_module()

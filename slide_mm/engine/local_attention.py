@@ -30,8 +30,9 @@ from slide_mm.analysis.local_attention import (
 from slide_mm.checkpoints import get_state_dict, read_checkpoint
 from slide_mm.datasets import bundled_photograph
 from slide_mm.engine.config import load_config, require_keys
-from slide_mm.engine.preflight import check_checkpoint, check_model, silence_log
+from slide_mm.engine.preflight import check_model, silence_log
 from slide_mm.engine.reporting import ConfigError
+from slide_mm.engine.weights import check_checkpoint
 from slide_mm.models.backbone import HierarchicalBackbone
 
 NUM_POINTS = 3

@@ -18,9 +18,10 @@ from slide_mm.engine.config import get_task, load_config, require_keys
 from slide_mm.engine.onnx_bands import BandedBlock, ChunkedReduction, ConvMlp, fold_norm
 from slide_mm.engine.onnx_windows import IndexedWindowAttention
 from slide_mm.engine.outputs import check_output, write_atomically
-from slide_mm.engine.preflight import check_checkpoint, check_model
+from slide_mm.engine.preflight import check_model
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.runtimes import largest_difference, open_with_onnxruntime, require_packages
+from slide_mm.engine.weights import check_checkpoint
 from slide_mm.layers import (
     AbsolutePositionEmbedding,
     Block,

@@ -17,9 +17,12 @@ from slide_mm.engine.config import (
     require_keys,
     write_predictions,
 )
+from slide_mm.engine.data_paths import check_data
 from slide_mm.engine.distributed import check_launcher, leave_process_group, prepare_for_cpu
 from slide_mm.engine.loading import pass_over_broken_files
-from slide_mm.engine.preflight import check_checkpoint, check_data, check_model, set_resume
+from slide_mm.engine.preflight import check_model
+from slide_mm.engine.resuming import set_resume
+from slide_mm.engine.weights import check_checkpoint
 
 
 def train(

@@ -8,8 +8,10 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from slide_mm.checkpoints import CheckpointError
-from slide_mm.engine.preflight import check_data, check_model, set_resume
+from slide_mm.engine.data_paths import check_data
+from slide_mm.engine.preflight import check_model
 from slide_mm.engine.reporting import ConfigError
+from slide_mm.engine.resuming import set_resume
 
 
 @pytest.mark.parametrize(
