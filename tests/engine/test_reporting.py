@@ -1,6 +1,11 @@
+import errno
+import os
+import signal
+
 import pytest
 
 from slide_mm.engine import ConfigError, exit_on_user_error, reporting
+from slide_mm.engine.outputs import write_atomically
 
 
 def test_one_line_and_exit_code(capsys):
@@ -13,6 +18,50 @@ def test_one_line_and_exit_code(capsys):
 def test_bugs_pass():
     with pytest.raises(ValueError, match="bug"), exit_on_user_error():
         raise ValueError("bug")
+
+
+def raise_error(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "line"),
+    [
+        (lambda: raise_error(KeyboardInterrupt()), 130, "stopped by Ctrl-C"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 143, "stopped by SIGTERM"),
+        (lambda: raise_error(OSError(errno.ENOSPC, "No space", "a.pth")), 1, "No space: 'a.pth'"),
+        (lambda: open("/dev/full", "w").write("x" * 100_000), 1, "No space left on device"),
+        (lambda: os.mkdir("/dev/null/x"), 1, "Not a directory: '/dev/null/x'"),
+    ],
+)
+def test_end_from_outside_is_one_line_and_leaves_nothing(action, code, line, capsys, tmp_path):
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_info, exit_on_user_error():
+        with write_atomically(tmp_path / "a.txt") as file:
+            file.write_text("half")
+            action()
+    assert exit_info.value.code == code
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith("error: ")
+    assert line in printed
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_sigterm_ends_forked_processes_without_a_word(capfd):
+    ready, tell = os.pipe()
+    with exit_on_user_error():
+        child = os.fork()
+        if child == 0:
+            try:
+                os.write(tell, b"!")
+                signal.sigtimedwait([], 30)
+            finally:
+                os._exit(1)
+        os.read(ready, 1)  # Python forgets what comes while a process is being forked.
+        os.kill(child, signal.SIGTERM)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+    assert capfd.readouterr().err == ""
 
 
 def test_other_processes_let_the_first_speak(capsys, monkeypatch):
