@@ -1,6 +1,7 @@
 import errno
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -30,16 +31,20 @@ def raise_error(error):
         (lambda: raise_error(KeyboardInterrupt()), 130, "stopped by Ctrl-C"),
         (lambda: os.kill(os.getpid(), signal.SIGTERM), 143, "stopped by SIGTERM"),
         (lambda: raise_error(OSError(errno.ENOSPC, "No space", "a.pth")), 1, "No space: 'a.pth'"),
-        (lambda: open("/dev/full", "w").write("x" * 100_000), 1, "No space left on device"),
+        (lambda: Path("/dev/full").write_text("x"), 1, "No space left on device"),
         (lambda: os.mkdir("/dev/null/x"), 1, "Not a directory: '/dev/null/x'"),
     ],
 )
 def test_end_from_outside_is_one_line_and_leaves_nothing(action, code, line, capsys, tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as exit_info, exit_on_user_error():
+
+    def write_half():
         with write_atomically(tmp_path / "a.txt") as file:
             file.write_text("half")
             action()
+
+    with pytest.raises(SystemExit) as exit_info, exit_on_user_error():
+        write_half()
     assert exit_info.value.code == code
     (printed,) = capsys.readouterr().err.splitlines()
     assert printed.startswith("error: ")
