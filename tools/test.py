@@ -3,9 +3,8 @@
 import argparse
 import os
 
-from mmengine.config import DictAction
-
 from slide_mm.engine import exit_on_user_error, test
+from slide_mm.engine.config import OptionAction
 
 EXAMPLE = """example:
   python tools/test.py configs/demo/mask-rcnn_slide-pvtv2-b0_fpn_demo.py \\
@@ -41,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=OptionAction,
         metavar="KEY=VALUE",
         help="override config values, such as test_dataloader.num_workers=0 or key='[a,b]'",
     )
@@ -56,12 +55,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = vars(parse_args())
-    # Older launchers hand the local rank over as an argument; MMEngine reads the environment.
-    local_rank = args.pop("local_rank")
-    if local_rank is not None:
-        os.environ.setdefault("LOCAL_RANK", str(local_rank))
     with exit_on_user_error():
+        args = vars(parse_args())
+        # Older launchers hand the local rank over as an argument; MMEngine reads the environment.
+        local_rank = args.pop("local_rank")
+        if local_rank is not None:
+            os.environ.setdefault("LOCAL_RANK", str(local_rank))
         test(**args)
 
 

@@ -11,6 +11,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 
+from slide_mm.engine.config import type_name
+
 _GPU_OPTIONS = ("type", "loss_scale", "dtype", "use_fsdp")
 
 
@@ -42,6 +44,6 @@ class CPUAmpOptimWrapper(OptimWrapper):
 def adapt_amp_to_device(cfg: Config) -> None:
     """Use :class:`CPUAmpOptimWrapper` where the config asks for AMP and there is no GPU."""
     wrapper = cfg.optim_wrapper
-    if wrapper.get("type") == "AmpOptimWrapper" and get_device() == "cpu":
+    if type_name(wrapper) == "AmpOptimWrapper" and get_device() == "cpu":
         options = {key: value for key, value in wrapper.items() if key not in _GPU_OPTIONS}
         cfg.optim_wrapper = dict(type="CPUAmpOptimWrapper", **options)

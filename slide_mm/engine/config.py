@@ -2,11 +2,12 @@
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 
 from slide_mm.engine.reporting import ConfigError, log_once
 
@@ -30,32 +31,86 @@ def load_config(
         ConfigError: If the file doesn't exist, isn't a config, or doesn't take the options.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"config {path} is a folder: give a file")
     if not path.is_file():
         raise ConfigError(f"config {path} does not exist: check the path")
     try:
         cfg = Config.fromfile(path)
-    except Exception as error:  # A config is a program, or inherits one.
+    except (Exception, SystemExit) as error:  # A config is a program, or inherits one.
         raise ConfigError(
             f"config {path} cannot be read: {type(error).__name__}: {error}"
         ) from error
     try:
         cfg.merge_from_dict(dict(cfg_options or {}))
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"--cfg-options does not fit config {path}: {error.args[0]}") from error
+    except Exception as error:  # It walks through what may be no dict or list, by any name.
+        raise ConfigError(f"--cfg-options does not fit config {path}: {error}") from error
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", path.stem)
     return cfg
+
+
+class OptionAction(DictAction):
+    """What ``--cfg-options`` does with its values; refuses what isn't ``KEY=VALUE``.
+
+    Raises:
+        ConfigError: If a value has no ``=``, or its brackets don't match.
+    """
+
+    def __call__(
+        self,
+        parser: ArgumentParser,
+        namespace: Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        """Merge values such as ``'a.b=[1,2]'`` into the namespace's dict."""
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError) as error:
+            given = " ".join(values)
+            raise ConfigError(
+                f"{option_string} {given} cannot be read: give KEY=VALUE, with brackets in pairs"
+            ) from error
 
 
 def require_keys(cfg: Config, purpose: str, *keys: str) -> None:
     """Refuse a config that lacks what a command needs.
 
     Raises:
-        ConfigError: If a key is missing or None.
+        ConfigError: If a key is missing or None, or not the dict, or for evaluators the list of
+            them, that it must be.
     """
     for key in keys:
-        if cfg.get(key) is None:
+        value = cfg.get(key)
+        if value is None:
             raise ConfigError(f"config {cfg.filename} has no {key}: {purpose} needs it")
+        kinds = dict | list | tuple if key.endswith("evaluator") else dict
+        if not isinstance(value, kinds):
+            raise ConfigError(f"{key} is {value!r} in config {cfg.filename}: give a dict")
+
+
+def type_name(node: Any) -> str:
+    """Name of a config's ``type``, without its scope; new-style configs give the class itself.
+
+    Returns:
+        The name, ``''`` where there is none.
+    """
+    kind = node.get("type") if isinstance(node, dict) else None
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+    return name.rpartition(".")[2]
+
+
+def iter_nodes(node: Any, key: str = "") -> Iterator[tuple[str, ConfigDict]]:
+    """Yield every dict below a node of a config, itself included, each with its dotted key."""
+    children: Any = ()
+    if isinstance(node, dict):
+        yield key, node
+        children = node.items()
+    elif isinstance(node, list | tuple):
+        children = enumerate(node)
+    for name, child in children:
+        yield from iter_nodes(child, f"{key}.{name}" if key else str(name))
 
 
 def iter_evaluators(evaluator: Any) -> Iterator[ConfigDict]:
@@ -72,8 +127,8 @@ def enable_amp(cfg: Config) -> None:
         ConfigError: If the config has an optimizer wrapper of another kind.
     """
     wrapper = cfg.optim_wrapper
-    kind = wrapper.setdefault("type", "OptimWrapper")
-    if kind not in ("OptimWrapper", "AmpOptimWrapper"):
+    kind = type_name(wrapper)
+    if kind not in ("", "OptimWrapper", "AmpOptimWrapper"):
         raise ConfigError(f"--amp works with optim_wrapper.type='OptimWrapper', not {kind!r}")
     wrapper.type = "AmpOptimWrapper"
     wrapper.setdefault("loss_scale", "dynamic")
@@ -176,14 +231,14 @@ def enable_tta(cfg: Config) -> None:
     if "tta_pipeline" not in cfg:
         cfg.tta_pipeline = _with_mirror_image(dataset.pipeline)
     dataset.pipeline = cfg.tta_pipeline
-    if cfg.tta_model.type == "DetTTAModel":
+    if type_name(cfg.tta_model) == "DetTTAModel":
         _drop_masks(cfg)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
 def _with_mirror_image(pipeline: list[dict]) -> list[dict]:
     *transforms, pack = copy.deepcopy(pipeline)
-    if pack.type == "PackDetInputs":
+    if type_name(pack) == "PackDetInputs":
         pack.meta_keys = (
             *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
             *("flip", "flip_direction"),

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.utils import import_modules_from_strings, track_parallel_progress
 from PIL import Image
 
-from slide_mm.engine.config import iter_evaluators, load_config
+from slide_mm.engine.config import iter_evaluators, load_config, type_name
 from slide_mm.engine.data_paths import dataset_paths, iter_datasets, missing_path
 from slide_mm.engine.reporting import ConfigError
 
@@ -65,7 +65,7 @@ def inspect_data(
     seen: dict[str, str] = {}
     for split in loaders:
         for key, dataset in iter_datasets(cfg, split):
-            report = DatasetReport(key, str(dataset.type))
+            report = DatasetReport(key, type_name(dataset))
             first = seen.setdefault(repr({**dataset, "pipeline": None}), key)
             if first == key:
                 _inspect(report, cfg, dataset, num_workers or os.cpu_count())

@@ -1,13 +1,13 @@
 """Distributed runs on machines with and without GPUs."""
 
 import os
-from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from torch import distributed
 
+from slide_mm.engine.config import iter_nodes, type_name
 from slide_mm.engine.reporting import ConfigError, log_once
 
 _SYNC_BATCH_NORMS = ("SyncBN", "MMSyncBN")
@@ -57,7 +57,10 @@ def prepare_for_cpu(cfg: Config) -> None:
     )
     cfg.model_wrapper_cfg = {**wrapper, "device_ids": None}
     cfg.sync_bn = None
-    if _replace_sync_batch_norm(cfg.model):
+    norms = [node for _, node in iter_nodes(cfg.model) if type_name(node) in _SYNC_BATCH_NORMS]
+    for norm in norms:
+        norm["type"] = "BN"
+    if norms:
         log_once("SyncBN needs GPUs: using BN, with statistics of each process")
 
 
@@ -69,15 +72,3 @@ def leave_process_group() -> None:
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
-
-
-def _replace_sync_batch_norm(node: Any) -> int:
-    """Replace the type in every norm config below a node; return how many there were."""
-    if isinstance(node, list | tuple):
-        return sum(_replace_sync_batch_norm(child) for child in node)
-    if not isinstance(node, dict):
-        return 0
-    replaced = int(node.get("type") in _SYNC_BATCH_NORMS)
-    if replaced:
-        node["type"] = "BN"
-    return replaced + sum(_replace_sync_batch_norm(child) for child in node.values())

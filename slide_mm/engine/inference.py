@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from slide_mm.engine.config import get_task, load_config, require_keys
+from slide_mm.engine.config import get_task, load_config, require_keys, type_name
 from slide_mm.engine.data_paths import iter_datasets
 from slide_mm.engine.outputs import check_device, make_folder, write_atomically
 from slide_mm.engine.preflight import check_model, silence_log
@@ -159,7 +159,7 @@ def read_image(path: Path) -> np.ndarray:
 def choose_tile_size(cfg: Config) -> int:
     """Side of a square that the test pipeline doesn't shrink, or else of the training images."""
     for transform in cfg.test_dataloader.dataset.pipeline:
-        if str(transform.type).endswith("Resize") and transform.get("scale"):
+        if type_name(transform).endswith("Resize") and transform.get("scale"):
             return int(np.min(transform.scale))
     size = (cfg.model.get("data_preprocessor") or {}).get("size")
     return min(size) if size else _DEFAULT_TILE_SIZE

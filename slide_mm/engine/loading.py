@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
+from slide_mm.engine.config import type_name
 from slide_mm.engine.data_paths import iter_datasets
 
 
@@ -47,7 +48,7 @@ def pass_over_broken_files(cfg: Config) -> None:
         if "pipeline" in dataset:
             dataset.pipeline = [
                 dict(type="PassOverUnreadable", loading=step)
-                if str(step.type).startswith("Load")
+                if type_name(step).startswith("Load")
                 else step
                 for step in dataset.pipeline
             ]

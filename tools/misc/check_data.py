@@ -3,9 +3,8 @@
 import argparse
 import sys
 
-from mmengine.config import DictAction
-
 from slide_mm.engine import exit_on_user_error, format_data_report, inspect_data
+from slide_mm.engine.config import OptionAction
 
 EXAMPLE = """example:
   python tools/misc/check_data.py configs/slide_pvt/mask-rcnn_slide-pvt-t_fpn_1x_coco.py
@@ -22,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=OptionAction,
         metavar="KEY=VALUE",
         help="override config values, such as train_dataloader.dataset.data_root=/data/coco/",
     )
@@ -33,9 +32,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
-    args = parse_args()
     problems = 0
     with exit_on_user_error():
+        args = parse_args()
         for report in inspect_data(args.config, args.cfg_options, args.workers):
             print(format_data_report(report), flush=True)
             problems += len(report.problems)

@@ -2,10 +2,9 @@
 
 import argparse
 
-from mmengine.config import DictAction
-
 from slide_mm.checkpoints import MIN_COVERAGE, SOURCES
 from slide_mm.engine import exit_on_user_error
+from slide_mm.engine.config import OptionAction
 from slide_mm.engine.conversion import ARCHS, FORMATS, convert_checkpoint
 
 EXAMPLE = """example:
@@ -36,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--model-options",
         nargs="+",
-        action=DictAction,
+        action=OptionAction,
         metavar="KEY=VALUE",
         help="further arguments of the backbone, such as window_size=12",
     )
