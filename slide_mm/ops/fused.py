@@ -1,10 +1,12 @@
 """Slide Attention as one operator, which keeps query, key, value and K*K attention weights.
 
-Two implementations: ``compiled`` for a CPU, and ``chunked`` for any device.
+Two implementations: ``compiled`` for a CPU, and ``chunked`` for any device. The operator is
+registered with PyTorch's dispatcher key by key, which all versions know; ``torch.library``'s own
+``custom_op`` needs 2.5.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -48,10 +50,9 @@ def slide_attention(
     position_bias = kernel.new_zeros(num_heads, taps) if position_bias is None else position_bias
     weights = [weight.to(dtype) for weight in (kernel, bias, position_bias)]
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *weights))
-    return _forward(inputs, *weights, scale, implementation, keep)[0]
+    return torch.ops.slide_mm.slide_attention(inputs, *weights, scale, implementation, keep)[0]
 
 
-@torch.library.custom_op("slide_mm::slide_attention", mutates_args=())
 def _forward(
     inputs: Sequence[Tensor],
     kernel: Tensor,
@@ -70,14 +71,12 @@ def _forward(
     return output, attention
 
 
-@_forward.register_fake
-def _(inputs, kernel, bias, position_bias, scale, implementation, keep_attention):
+def _forward_shapes(inputs, kernel, bias, position_bias, scale, implementation, keep_attention):
     query = _unpack(inputs)[0]
     attention = query.new_empty(_attention_size(query, kernel) if keep_attention else 0)
     return query.new_empty(query.shape), attention
 
 
-@torch.library.custom_op("slide_mm::slide_attention_backward", mutates_args=())
 def _backward(
     inputs: Sequence[Tensor],
     kernel: Tensor,
@@ -87,7 +86,7 @@ def _backward(
     implementation: str,
     attention: Tensor,
     output_grad: Tensor,
-) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     gradients = [new_empty(x, x.shape) for x in inputs]
     weights = kernel, bias, position_bias
     run = IMPLEMENTATIONS[implementation].backward
@@ -95,44 +94,98 @@ def _backward(
         weight_gradients = run(
             *_unpack(inputs), *weights, scale, attention, output_grad, _unpack(gradients)
         )
-    return gradients, *(g.to(w.dtype) for g, w in zip(weight_gradients, weights, strict=True))
+    return gradients + [g.to(w.dtype) for g, w in zip(weight_gradients, weights, strict=True)]
 
 
-@_backward.register_fake
-def _(inputs, kernel, bias, position_bias, scale, implementation, attention, output_grad):
-    gradients = [x.new_empty(x.shape) for x in inputs]
-    return gradients, *(x.new_empty(x.shape) for x in (kernel, bias, position_bias))
+def _backward_shapes(inputs, kernel, bias, position_bias, *_):
+    return [x.new_empty(x.shape) for x in (*inputs, kernel, bias, position_bias)]
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
-    tensors, *weights, ctx.scale, ctx.implementation, _ = inputs
-    ctx.save_for_backward(*tensors, *weights, output[1])
-    ctx.mark_non_differentiable(output[1])
+class _Attention(torch.autograd.Function):
+    """The operator with gradients. Autograd sees no tensors in lists."""
+
+    @staticmethod
+    def forward(ctx, options: tuple, *tensors: Tensor):
+        *inputs, kernel, bias, position_bias = tensors
+        with torch._C._AutoDispatchBelowAutograd():
+            output, attention = torch.ops.slide_mm.slide_attention(
+                inputs, kernel, bias, position_bias, *options
+            )
+        ctx.options = options[:2]
+        ctx.save_for_backward(*tensors, attention)
+        ctx.mark_non_differentiable(attention)
+        return output, attention
+
+    @staticmethod
+    def backward(ctx, output_grad: Tensor, _):
+        *inputs, kernel, bias, position_bias, attention = ctx.saved_tensors
+        gradients = torch.ops.slide_mm.slide_attention_backward(
+            inputs, kernel, bias, position_bias, *ctx.options, attention, output_grad
+        )
+        return None, *gradients
 
 
-def _gradients(ctx, output_grad: Tensor, _) -> tuple:
-    *inputs, kernel, bias, position_bias, attention = ctx.saved_tensors
-    options = ctx.scale, ctx.implementation
-    gradients = _backward(inputs, kernel, bias, position_bias, *options, attention, output_grad)
-    return *gradients, None, None, None
+class _Gradients(torch.autograd.Function):
+    """The operator's gradients, which have none."""
+
+    @staticmethod
+    def forward(ctx, options: tuple, *tensors: Tensor):
+        *inputs, kernel, bias, position_bias, attention, output_grad = tensors
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients = torch.ops.slide_mm.slide_attention_backward(
+                inputs, kernel, bias, position_bias, *options, attention, output_grad
+            )
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("Slide Attention has no second derivative here: use backend='tap'")
 
 
-_forward.register_autograd(_gradients, setup_context=_save_for_backward)
+def _forward_with_autograd(inputs, kernel, bias, position_bias, *options):
+    return _Attention.apply(options, *inputs, kernel, bias, position_bias)
 
 
-def _refuse_double_backward(ctx, *_) -> None:
-    raise RuntimeError("Slide Attention has no second derivative here: use backend='tap'")
-
-
-_backward.register_autograd(_refuse_double_backward)
+def _backward_with_autograd(inputs, kernel, bias, position_bias, scale, implementation, *tensors):
+    options = scale, implementation
+    return list(_Gradients.apply(options, *inputs, kernel, bias, position_bias, *tensors))
 
 
 def _refuse_vmap(*_) -> None:
     raise RuntimeError("Slide Attention can't be vmapped here: use backend='tap'")
 
 
-_forward.register_vmap(_refuse_vmap)
-_backward.register_vmap(_refuse_vmap)
+# The operators live as long as this object.
+_LIBRARY = torch.library.Library("slide_mm", "FRAGMENT")
+
+
+def _register(schema: str, kernels: dict[str, Callable]) -> None:
+    """Define an operator, with a function for each of the dispatcher's keys."""
+    _LIBRARY.define(schema)
+    for key, kernel in kernels.items():
+        _LIBRARY.impl(schema.partition("(")[0], kernel, key)
+
+
+_register(
+    "slide_attention(Tensor[] inputs, Tensor kernel, Tensor bias, Tensor position_bias, "
+    "float scale, str implementation, bool keep_attention) -> (Tensor, Tensor)",
+    {
+        "CompositeExplicitAutograd": _forward,
+        "Meta": _forward_shapes,
+        "Autograd": _forward_with_autograd,
+        "FuncTorchBatched": _refuse_vmap,
+    },
+)
+_register(
+    "slide_attention_backward(Tensor[] inputs, Tensor kernel, Tensor bias, Tensor position_bias, "
+    "float scale, str implementation, Tensor attention, Tensor output_grad) -> Tensor[]",
+    {
+        "CompositeExplicitAutograd": _backward,
+        "Meta": _backward_shapes,
+        "Autograd": _backward_with_autograd,
+        "FuncTorchBatched": _refuse_vmap,
+    },
+)
 
 
 @register_flop_formula(torch.ops.slide_mm.slide_attention)

@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slide_mm.ops import cpu_kernel
+from slide_mm.ops import cpu_kernel, fused
+from slide_mm.ops.arguments import check_numbers, check_tokens, check_weights
 from slide_mm.ops.forms import FORMS, Form
 
-# PyTorch before 2.5 can't register all of an operator from Python.
-HAS_FUSED = hasattr(torch.library, "register_vmap")
-if HAS_FUSED:
-    from slide_mm.ops import fused
-
 FUSED = ("compiled", "chunked")
+_LAYOUT = "(B, H, W, num_heads, head_dim)"
+_PACKED_LAYOUT = "(B, H, W, 3, num_heads, head_dim)"
 BACKENDS = ("auto", *FUSED, *FORMS)
 
 
@@ -51,17 +49,18 @@ def slide_attention(
         scale: Factor of the query; ``head_dim ** -0.5`` when None.
         backend: One of ``BACKENDS``. All give the same result. ``'auto'`` takes ``'compiled'``, for
             float32 on a CPU, where it can; else ``'chunked'``; and ``'tap'``, of which PyTorch sees
-            every operation, for dropout, tracing and PyTorch older than 2.5.
+            every operation, for dropout and tracing.
         dropout_p: Probability of dropping an attention weight.
 
     Returns:
         (B, H, W, num_heads, head_dim), in the dtype of the query.
 
     Raises:
-        ValueError: If the shapes do not fit together, or the backend is unknown or can't take them.
+        ValueError: If an argument is of another kind or out of its range, the shapes, types or
+            devices do not fit together, or the backend is unknown or can't take them.
     """
-    _check_shapes(query, key, kernel, bias, position_bias)
-    _check_shape("value", value, "the shape of key", key.shape)
+    check_tokens(_LAYOUT, query=query, key=key, value=value)
+    check_weights(query, kernel, bias, position_bias)
     inputs, weights = [query, key, value], [kernel, bias, position_bias]
     return _attend(inputs, weights, scale, backend, dropout_p)
 
@@ -94,12 +93,10 @@ def slide_attention_qkvpacked(
     Raises:
         ValueError: As :func:`slide_attention`.
     """
-    if qkv.ndim != 6 or qkv.shape[3] != 3:
-        raise ValueError(
-            f"qkv has shape {tuple(qkv.shape)}: give (B, H, W, 3, num_heads, head_dim)"
-        )
-    query, key, _ = qkv.unbind(3)
-    _check_shapes(query, key, kernel, bias, position_bias)
+    check_tokens(_PACKED_LAYOUT, qkv=qkv)
+    if qkv.shape[3] != 3:
+        raise ValueError(f"qkv has shape {tuple(qkv.shape)}: give {_PACKED_LAYOUT}")
+    check_weights(qkv, kernel, bias, position_bias)
     return _attend([qkv], [kernel, bias, position_bias], scale, backend, dropout_p)
 
 
@@ -118,9 +115,24 @@ def slide_attention_weights(
         (B, H, W, num_heads, K*K), summing to 1 over the taps.
 
     Raises:
-        ValueError: If the shapes do not fit together or the backend is unknown.
+        ValueError: As :func:`slide_attention`.
     """
-    _check_shapes(query, key, kernel, bias, position_bias)
+    check_tokens(_LAYOUT, query=query, key=key)
+    check_weights(query, kernel, bias, position_bias)
+    check_numbers(scale, 0.0)
+    weights = _cast([kernel, bias, position_bias], query.dtype)
+    return _weigh(query, key, *weights, scale, backend)
+
+
+def _weigh(
+    query: Tensor,
+    key: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    position_bias: Tensor | None,
+    scale: float | None,
+    backend: str,
+) -> Tensor:
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query = query * scale
     logits = _form(backend).score(query, key, kernel, bias)
@@ -136,16 +148,23 @@ def _attend(
     backend: str,
     dropout_p: float,
 ) -> Tensor:
+    check_numbers(scale, dropout_p)
     scale = inputs[0].shape[-1] ** -0.5 if scale is None else scale
     backend = _choose(backend, inputs, weights, dropout_p)
     if backend in FUSED:
         return fused.slide_attention(inputs, *weights, scale, backend)
+    weights = _cast(weights, inputs[0].dtype)
     query, key, value = inputs if len(inputs) == 3 else inputs[0].unbind(3)
-    attention = slide_attention_weights(query, key, *weights, scale, backend)
+    attention = _weigh(query, key, *weights, scale, backend)
     if dropout_p > 0:
         attention = F.dropout(attention, dropout_p)
     attention = attention.to(value.dtype)
     return _form(backend).aggregate(attention, value, *weights[:2]).to(query.dtype)
+
+
+def _cast(weights: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Weights in the type of the tokens, as autocast makes those of lower precision."""
+    return [weight if weight is None else weight.to(dtype) for weight in weights]
 
 
 def _choose(
@@ -175,8 +194,6 @@ def _why_not(
         return "has no dropout"
     if torch.jit.is_tracing():
         return "cannot be traced"
-    if not HAS_FUSED:
-        return "needs PyTorch 2.5 or later"
     return cpu_kernel.why_not(tensors, kernel_size) if backend == "compiled" else None
 
 
@@ -184,30 +201,3 @@ def _form(backend: str) -> Form:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
     return FORMS["tap" if backend in ("auto", *FUSED) else backend]
-
-
-def _check_shapes(
-    query: Tensor, key: Tensor, kernel: Tensor, bias: Tensor | None, position_bias: Tensor | None
-) -> None:
-    if query.ndim != 5:
-        raise ValueError(
-            f"query has shape {tuple(query.shape)}: give (B, H, W, num_heads, head_dim)"
-        )
-    num_heads, head_dim = query.shape[3:]
-    kernel_size = kernel.shape[-1]
-    if kernel_size % 2 == 0:
-        raise ValueError(f"kernel has K = {kernel_size}: give an odd K, so that it has a centre")
-    taps = kernel_size**2
-    _check_shape("key", key, "the shape of query", query.shape)
-    _check_shape(
-        "kernel", kernel, "(head_dim, K*K, K, K)", (head_dim, taps, kernel_size, kernel_size)
-    )
-    _check_shape("bias", bias, "(head_dim, K*K)", (head_dim, taps))
-    _check_shape("position_bias", position_bias, "(num_heads, K*K)", (num_heads, taps))
-
-
-def _check_shape(name: str, tensor: Tensor | None, meaning: str, shape: tuple[int, ...]) -> None:
-    if tensor is not None and tensor.shape != shape:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}: give {meaning}, here {tuple(shape)}"
-        )

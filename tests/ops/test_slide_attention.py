@@ -1,4 +1,3 @@
-import importlib
 import random
 
 import pytest
@@ -206,12 +205,25 @@ WRONG_INPUTS = {
     "kernel has shape (8, 9, 5, 5)": {"kernel": torch.zeros(8, 9, 5, 5)},
     "kernel has K = 4": {"kernel": torch.zeros(8, 16, 4, 4)},
     "kernel has K = 0": {"kernel": torch.zeros(8, 0, 0, 0)},
+    "kernel has shape (3,)": {"kernel": torch.zeros(3)},
+    "kernel is on meta": {"kernel": torch.zeros(8, 9, 3, 3, device="meta")},
+    "bias is on meta": {"bias": torch.zeros(8, 9, device="meta")},
+    "key is of torch.float32 on meta": {"key": torch.zeros(1, 4, 4, 2, 8, device="meta")},
+    "key is of torch.float64 on cpu": {"key": torch.zeros(1, 4, 4, 2, 8).double()},
+    "query is of torch.int64: give float32": {"query": torch.zeros(1, 4, 4, 2, 8).long()},
+    "value is of torch.complex64": {"value": torch.zeros(1, 4, 4, 2, 8).to(torch.complex64)},
+    "kernel is of torch.uint8": {"kernel": torch.zeros(8, 9, 3, 3, dtype=torch.uint8)},
+    "query is of type ndarray: give a tensor": {"query": torch.zeros(1, 4, 4, 2, 8).numpy()},
+    "kernel is of type NoneType": {"kernel": None},
+    "position_bias is of type float": {"position_bias": 0.5},
+    **{f"scale is {scale!r}": {"scale": scale} for scale in (math.nan, math.inf, "a", [1])},
+    **{f"dropout_p is {p}": {"dropout_p": p} for p in (math.nan, -0.1, 1.0, 2, None)},
     "bias has shape (9, 8)": {"bias": torch.zeros(9, 8)},
     "position_bias has shape (3, 9)": {"position_bias": torch.zeros(3, 9)},
     "backend is 'fast'": {"backend": "fast"},
     "backend 'compiled' needs float32": {
         "backend": "compiled",
-        "key": torch.zeros(1, 4, 4, 2, 8).half(),
+        "kernel": torch.zeros(8, 9, 3, 3).half(),
     },
     "backend 'compiled' has no dropout": {"backend": "compiled", "dropout_p": 0.1},
     "backend 'chunked' has no dropout": {"backend": "chunked", "dropout_p": 0.1},
@@ -229,18 +241,27 @@ def test_wrong_inputs_give_one_line_with_the_value(message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 4, 0, 8), (1, 4, 4, 2, 0)])
+def test_heads_and_channels_are_needed(shape):
+    with pytest.raises(ValueError, match="heads and channels not 0"):
+        slide_attention(*[torch.zeros(shape)] * 3, torch.zeros(shape[-1], 9, 3, 3))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_may_be_more_accurate_than_tokens(backend):
+    """As they are under autocast."""
+    query, key, value, *weights = make_inputs(1, 4, 5, 2, 8, 3)
+    expected = slide_attention(query, key, value, *weights, backend="tap")
+    if backend == "compiled":  # It needs float32 throughout.
+        return
+    output = slide_attention(query, key, value, *(x.double() for x in weights), backend=backend)
+    assert output.dtype == query.dtype
+    torch.testing.assert_close(output, expected)
+
+
 def test_packed_refuses_another_shape():
     with pytest.raises(ValueError, match=r"qkv has shape \(1, 4, 4, 2, 2, 8\): give"):
         slide_attention_qkvpacked(torch.zeros(1, 4, 4, 2, 2, 8), torch.zeros(8, 9, 3, 3))
-
-
-def test_an_older_pytorch_gets_the_tap_form(monkeypatch):
-    inputs = make_inputs(1, 4, 5, 2, 8, 3, dtype=torch.float32)
-    module = importlib.import_module("slide_mm.ops.slide_attention")
-    monkeypatch.setattr(module, "HAS_FUSED", False)
-    assert torch.equal(slide_attention(*inputs), slide_attention(*inputs, backend="tap"))
-    with pytest.raises(ValueError, match=r"'chunked' needs PyTorch 2\.5"):
-        slide_attention(*inputs, backend="chunked")
 
 
 def test_tap_form_can_be_vmapped():
