@@ -132,6 +132,17 @@ def test_folder_that_is_no_environment(setup_env, tmp_path):
     setup_env.check_folder(tmp_path)
 
 
+def test_folder_with_openmmlabs_own_packages(setup_env, tmp_path):
+    (tmp_path / "pyvenv.cfg").touch()
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    (packages / "onedl_mmcv-2.3.6.dist-info").mkdir(parents=True)
+    setup_env.check_folder(tmp_path)
+    (packages / "mmcv-2.1.0.dist-info").mkdir()
+    message = rf"^{tmp_path} has OpenMMLab's own packages \(mmcv-2\.1\.0\), .*name another folder"
+    with pytest.raises(setup_env.SetupError, match=message):
+        setup_env.check_folder(tmp_path)
+
+
 def test_wrong_machine_is_one_line_and_leaves_nothing(tmp_path):
     venv = tmp_path / "venv"
     run = subprocess.run(

@@ -157,6 +157,13 @@ def check_folder(venv: Path) -> None:
             f"{venv} exists and is no virtual environment: remove it or name another folder, as "
             "in `make test VENV=.venv-slide`"
         )
+    theirs = sorted(path.stem for path in venv.glob("lib/python*/site-packages/mm*.dist-info"))
+    if theirs:
+        raise SetupError(
+            f"{venv} has OpenMMLab's own packages ({', '.join(theirs)}), which the pinned set "
+            "would break: name another folder, as in `make test VENV=.venv-slide`, or call the "
+            f"tools with its Python, as in `{python_of(venv)} tools/demo.py`"
+        )
 
 
 def check_compiler() -> None:
