@@ -1,6 +1,7 @@
 """Files that commands write, and devices that they use."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,18 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | Path, suffix: str) -> None:
+    """Remove what :func:`write_atomically` has left of files where its process was killed.
+
+    Args:
+        folder: The folder; nobody else may be writing there.
+        suffix: End of the files' names, such as ``'.pth'``.
+    """
+    for path in Path(folder).glob(f".*.*{suffix}"):
+        if re.fullmatch(rf"\..+\.\d+{re.escape(suffix)}", path.name):
+            path.unlink(missing_ok=True)
 
 
 def check_device(name: str) -> torch.device:

@@ -31,7 +31,7 @@ class ConfigError(ValueError):
 
 def log_once(message: str) -> None:
     """Log from the first process alone, before there is a process group to ask."""
-    if _launched_rank() == 0:
+    if launched_rank() == 0:
         print_log(message, logger="current")
 
 
@@ -60,7 +60,7 @@ def exit_on_user_error() -> Iterator[None]:
 def _exit(message: str, code: int) -> None:
     # A launcher kills all processes when one ends: the first one speaks for all, and the others
     # only live to speak where it had nothing to say.
-    if _launched_rank() > 0:
+    if launched_rank() > 0:
         time.sleep(_SECONDS_BEHIND_FIRST)
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
@@ -102,7 +102,7 @@ def _is_writing_error(error: Exception) -> bool:
     return number in _WRITING_ERRORS or any(text in str(error) for text in texts)
 
 
-def _launched_rank() -> int:
+def launched_rank() -> int:
     """Rank of this process as its launcher has set it, 0 without one."""
     return next((int(os.environ[name]) for name in _RANK_VARIABLES if name in os.environ), 0)
 
