@@ -4,6 +4,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from slide_mm.layers.arguments import rate, whole_number
+from slide_mm.layers.hooks import is_watched
 from slide_mm.ops.memory import new_empty
 
 # Bytes of an MLP's hidden channels in a band: few enough to be memory that the process has had
@@ -22,6 +24,9 @@ class Block(nn.Module):
         mlp: Maps (B, H, W, C) to the same shape by mixing channels.
         drop_path: Probability of skipping a residual branch, for each sample.
         norm_eps: Epsilon of both layer norms.
+
+    Raises:
+        ValueError: If ``embed_dims`` or ``drop_path`` is out of its range.
     """
 
     def __init__(
@@ -33,11 +38,12 @@ class Block(nn.Module):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        embed_dims = whole_number("embed_dims", embed_dims)
         self.norm1 = nn.LayerNorm(embed_dims, eps=norm_eps)
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(embed_dims, eps=norm_eps)
         self.mlp = mlp
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(rate("drop_path", drop_path))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to tokens of the same shape.
@@ -80,12 +86,7 @@ class Block(nn.Module):
             and hasattr(self.mlp, "banded_from")
             and not (self.training or torch.is_grad_enabled())
             and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-            # Whoever looks at a part sees it whole.
-            and not any(
-                part._forward_hooks or part._forward_pre_hooks
-                for part in self.modules()
-                if part is not self
-            )
+            and not is_watched(self)
         )
 
 

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slide_mm.layers.arguments import odd_number, whole_number
+
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad tokens (B, H, W, C) with zeros, below and to the right, to multiples of a number."""
@@ -19,11 +21,20 @@ class PatchEmbed(nn.Module):
         kernel_size: Side of a patch. Equal to the stride for patches that tile the image (Swin,
             PVT), and odd and larger for overlapping ones (PVTv2).
         stride: Step from patch to patch, in input pixels.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names argument and value.
     """
 
     def __init__(self, in_channels: int, embed_dims: int, kernel_size: int, stride: int) -> None:
         super().__init__()
-        padding = kernel_size // 2 if kernel_size > stride else 0
+        in_channels = whole_number("in_channels", in_channels)
+        embed_dims = whole_number("embed_dims", embed_dims)
+        stride = whole_number("stride", stride)
+        kernel_size = whole_number("kernel_size", kernel_size, stride)
+        padding = 0
+        if kernel_size > stride:
+            padding = odd_number("kernel_size", kernel_size) // 2
         self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, padding)
         self.norm = nn.LayerNorm(embed_dims)
 
@@ -44,10 +55,15 @@ class PatchMerging(nn.Module):
     Args:
         in_channels: Channels of the input.
         embed_dims: Channels of the output.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names argument and value.
     """
 
     def __init__(self, in_channels: int, embed_dims: int) -> None:
         super().__init__()
+        in_channels = whole_number("in_channels", in_channels)
+        embed_dims = whole_number("embed_dims", embed_dims)
         self.norm = nn.LayerNorm(4 * in_channels)
         self.reduction = nn.Linear(4 * in_channels, embed_dims, bias=False)
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slide_mm.layers.arguments import whole_number
+
 
 class AbsolutePositionEmbedding(nn.Module):
     """A learned vector for every position, resized to the map at hand.
@@ -13,10 +15,14 @@ class AbsolutePositionEmbedding(nn.Module):
     Args:
         embed_dims: Channels C.
         size: Side of the learned square table, in tokens.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names argument and value.
     """
 
     def __init__(self, embed_dims: int, size: int) -> None:
         super().__init__()
+        embed_dims, size = whole_number("embed_dims", embed_dims), whole_number("size", size)
         self.table = nn.Parameter(torch.empty(1, embed_dims, size, size))
         nn.init.trunc_normal_(self.table, std=0.02)
 

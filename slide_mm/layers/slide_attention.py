@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from slide_mm.layers.arguments import odd_number, rate, refuse
 from slide_mm.layers.heads import head_dim_of
-from slide_mm.ops import slide_attention_qkvpacked
+from slide_mm.ops import BACKENDS, slide_attention_qkvpacked
 
 
 class SlideAttention(nn.Module):
@@ -27,8 +28,7 @@ class SlideAttention(nn.Module):
         reach: How many tokens away a token sees.
 
     Raises:
-        ValueError: If ``num_heads`` does not divide ``embed_dims``, or ``kernel_size`` is not a
-            positive odd number.
+        ValueError: If an argument is out of its range; the message names argument and value.
     """
 
     def __init__(
@@ -42,16 +42,13 @@ class SlideAttention(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                f"kernel_size is {kernel_size}: give a positive odd number, such as 3, "
-                "so that the neighbourhood has a centre"
-            )
+        if backend not in BACKENDS:
+            raise refuse("backend", backend, f"choose one of {', '.join(BACKENDS)}")
         self.num_heads = num_heads
         self.head_dim = head_dim_of(embed_dims, num_heads)
-        self.kernel_size = kernel_size
+        self.kernel_size = kernel_size = odd_number("kernel_size", kernel_size)
         self.reach = kernel_size // 2
-        self.attn_drop = attn_drop
+        self.attn_drop = rate("attn_drop", attn_drop, below_one=True)
         self.backend = backend
         taps = kernel_size**2
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
@@ -63,7 +60,7 @@ class SlideAttention(nn.Module):
         shift = torch.eye(taps).view(taps, kernel_size, kernel_size)
         self.register_buffer("shift", shift, persistent=False)
         self.proj = nn.Linear(embed_dims, embed_dims)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = nn.Dropout(rate("proj_drop", proj_drop))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

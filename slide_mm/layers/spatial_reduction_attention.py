@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slide_mm.layers.arguments import rate, whole_number
 from slide_mm.layers.heads import head_dim_of
 
 
@@ -21,7 +22,7 @@ class SpatialReductionAttention(nn.Module):
         proj_drop: Dropout probability of the output.
 
     Raises:
-        ValueError: If ``num_heads`` does not divide ``embed_dims``.
+        ValueError: If an argument is out of its range; the message names argument and value.
     """
 
     def __init__(
@@ -36,15 +37,15 @@ class SpatialReductionAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim_of(embed_dims, num_heads)
-        self.sr_ratio = sr_ratio
-        self.attn_drop = attn_drop
+        self.sr_ratio = whole_number("sr_ratio", sr_ratio)
+        self.attn_drop = rate("attn_drop", attn_drop, below_one=True)
         self.q = nn.Linear(embed_dims, embed_dims, bias=qkv_bias)
         self.kv = nn.Linear(embed_dims, 2 * embed_dims, bias=qkv_bias)
         if sr_ratio > 1:
             self.sr = nn.Conv2d(embed_dims, embed_dims, sr_ratio, stride=sr_ratio)
             self.norm = nn.LayerNorm(embed_dims)
         self.proj = nn.Linear(embed_dims, embed_dims)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = nn.Dropout(rate("proj_drop", proj_drop))
 
     def reduce(self, x: Tensor) -> Tensor:
         """Coarsen tokens (B, H, W, C) by ``sr_ratio``; a map smaller than that is padded."""

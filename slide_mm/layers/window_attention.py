@@ -7,8 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slide_mm.layers.arguments import rate, whole_number
 from slide_mm.layers.downsampling import pad_to_multiple
 from slide_mm.layers.heads import head_dim_of
+
+# Each block keeps the square of a window's tokens, 8 bytes a pair.
+MAX_WINDOW_SIZE = 64
 
 
 class ShiftedWindowAttention(nn.Module):
@@ -28,7 +32,7 @@ class ShiftedWindowAttention(nn.Module):
         proj_drop: Dropout probability of the output.
 
     Raises:
-        ValueError: If ``num_heads`` does not divide ``embed_dims``.
+        ValueError: If an argument is out of its range; the message names argument and value.
     """
 
     def __init__(
@@ -44,9 +48,11 @@ class ShiftedWindowAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim_of(embed_dims, num_heads)
-        self.window_size = window_size
+        self.window_size = window_size = whole_number(
+            "window_size", window_size, 1, MAX_WINDOW_SIZE
+        )
         self.shift_size = window_size // 2 if shifted else 0
-        self.attn_drop = attn_drop
+        self.attn_drop = rate("attn_drop", attn_drop, below_one=True)
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window_size - 1) ** 2, num_heads)
@@ -56,7 +62,7 @@ class ShiftedWindowAttention(nn.Module):
             "relative_position_index", relative_position_index(window_size), persistent=False
         )
         self.proj = nn.Linear(embed_dims, embed_dims)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = nn.Dropout(rate("proj_drop", proj_drop))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to tokens of the same shape."""

@@ -14,7 +14,8 @@ def test_chunks_of_tokens_change_nothing(seed, monkeypatch):
     module = Mlp(channels, hidden).double()
     x = torch.randn(rng.randint(0, 3), *rng.choices(range(1, 30), k=2), channels).double()
     lengths = []
-    module.fc2.register_forward_hook(lambda *arguments: lengths.append(len(arguments[1][0])))
+    whole = module.fc2.forward
+    monkeypatch.setattr(module.fc2, "forward", lambda x: lengths.append(len(x)) or whole(x))
     results = []
     for num_tokens in (10**6, 50):
         monkeypatch.setattr(mlp, "_CPU_CHUNK", 8 * hidden * num_tokens)

@@ -55,18 +55,3 @@ def test_dropouts_work_in_training_only():
         assert not torch.equal(layer(x), layer(x))
         layer.eval()
         assert torch.equal(layer(x), layer(x))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"embed_dims": 10, "num_heads": 3}, "embed_dims 10 is not divisible by num_heads 3"),
-        ({"embed_dims": 10, "num_heads": 0}, "embed_dims 10 is not divisible by num_heads 0"),
-        ({"embed_dims": 8, "num_heads": 1, "kernel_size": 4}, "kernel_size is 4"),
-        ({"embed_dims": 8, "num_heads": 1, "kernel_size": 0}, "kernel_size is 0"),
-        ({"embed_dims": 8, "num_heads": 1, "kernel_size": -3}, "kernel_size is -3"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        SlideAttention(**arguments)
