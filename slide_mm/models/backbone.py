@@ -13,8 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from slide_mm.checkpoints import load_pretrained
 from slide_mm.layers import Block, SlideAttention
-
-NUM_STAGES = 4
+from slide_mm.layers.arguments import flag, odd_number, rate, refuse, whole_number
+from slide_mm.models.arguments import (
+    NUM_STAGES,
+    check_arch,
+    check_init_cfg,
+    check_stages,
+    is_pretrained,
+)
 
 
 class Stage(nn.Module):
@@ -72,10 +78,12 @@ class HierarchicalBackbone(BaseModule):
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         with_cp: Recompute blocks in the backward pass, for less memory and more time.
         init_cfg: MMEngine's initialisation config, such as
-            ``dict(type='Pretrained', checkpoint=...)``.
+            ``dict(type='Pretrained', checkpoint=...)``, or a list of them.
+        pretrained: Path of a checkpoint, as MMSegmentation's configs give it; the same as
+            ``init_cfg=dict(type='Pretrained', checkpoint=pretrained)``.
 
     Raises:
-        ValueError: If an argument is out of its range; the message names the value.
+        ValueError: If an argument is out of its range; the message names argument and value.
     """
 
     arch_zoo: ClassVar[dict[str, dict[str, Sequence]]]
@@ -93,23 +101,24 @@ class HierarchicalBackbone(BaseModule):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         with_cp: bool = False,
-        init_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
+        pretrained: str | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
+        super().__init__(init_cfg=check_init_cfg(init_cfg, pretrained))
         self.arch = self.resolve_arch(arch)
-        self.slide_stages = _check_stages("slide_stages", slide_stages)
-        self.out_indices = _check_stages("out_indices", out_indices)
+        self.slide_stages = check_stages("slide_stages", slide_stages)
+        self.out_indices = check_stages("out_indices", out_indices)
         if not self.out_indices:
             raise ValueError("out_indices is empty: name at least one stage from 0 to 3")
-        if frozen_stages not in range(-1, NUM_STAGES + 1):
-            raise ValueError(f"frozen_stages is {frozen_stages}: give a number from -1 to 4")
-        self.in_channels = in_channels
-        self.kernel_size = kernel_size
-        self.frozen_stages = frozen_stages
-        self.drop_rate = drop_rate
-        self.attn_drop_rate = attn_drop_rate
-        self.drop_path_rate = drop_path_rate
-        self.with_cp = with_cp
+        self.in_channels = whole_number("in_channels", in_channels)
+        self.kernel_size = odd_number("kernel_size", kernel_size)
+        self.frozen_stages = whole_number(
+            "frozen_stages", frozen_stages, -1, NUM_STAGES, "give a number from -1 to 4"
+        )
+        self.drop_rate = rate("drop_rate", drop_rate)
+        self.attn_drop_rate = rate("attn_drop_rate", attn_drop_rate, below_one=True)
+        self.drop_path_rate = rate("drop_path_rate", drop_path_rate)
+        self.with_cp = flag("with_cp", with_cp)
         self.stages = nn.ModuleList(self.build_stage(i) for i in range(max(self.out_indices) + 1))
         self.out_norms = nn.ModuleDict(
             {str(i): self.build_out_norm(self.embed_dims[i]) for i in self.out_indices}
@@ -127,22 +136,22 @@ class HierarchicalBackbone(BaseModule):
         """Look an architecture up by name, or check a given one.
 
         Raises:
-            ValueError: If the name is unknown, or a key or a stage's value is missing.
+            ValueError: If the name is unknown, a key or a stage's value is missing, or a value is
+                out of its range.
         """
         if isinstance(arch, str):
             if arch not in cls.arch_zoo:
                 known = ", ".join(cls.arch_zoo)
                 raise ValueError(f"{cls.__name__} has no arch {arch!r}: choose one of {known}")
             return cls.arch_zoo[arch]
+        if not isinstance(arch, Mapping):
+            raise refuse("arch", arch, "give a name or a dict")
         keys = next(iter(cls.arch_zoo.values())).keys()
         if set(arch) != set(keys):
             raise ValueError(
-                f"{cls.__name__}'s arch has the keys {sorted(arch)}: give {sorted(keys)}"
+                f"{cls.__name__}'s arch has the keys {sorted(map(str, arch))}: give {sorted(keys)}"
             )
-        for key, values in arch.items():
-            if len(values) != NUM_STAGES:
-                raise ValueError(f"{cls.__name__}'s arch has {key}={values}: give four values")
-        return dict(arch)
+        return check_arch(arch)
 
     def build_stage(self, index: int) -> Stage:
         """Put the parts of one stage together."""
@@ -206,17 +215,24 @@ class HierarchicalBackbone(BaseModule):
     def init_weights(self) -> None:
         """Initialise by ``init_cfg``; without one, the constructor's values stay.
 
-        A ``Pretrained`` checkpoint may be of any of :data:`slide_mm.checkpoints.SOURCES`.
+        As in MMEngine, of several configs those that are ``Pretrained`` come last. A checkpoint may
+        be of any of :data:`slide_mm.checkpoints.SOURCES`.
 
         Raises:
             CheckpointError: If a ``Pretrained`` checkpoint is missing, damaged or of another
                 architecture.
         """
-        if not self.init_cfg or self.init_cfg["type"] != "Pretrained":
+        given, is_init = self.init_cfg, self.is_init
+        configs = [given] if isinstance(given, Mapping) else given or []
+        pretrained = [config for config in configs if is_pretrained(config)]
+        self.init_cfg = [config for config in configs if not is_pretrained(config)]
+        if self.init_cfg or not pretrained:
             super().init_weights()
-        elif not self.is_init:
-            load_pretrained(self, self.init_cfg["checkpoint"], self.init_cfg.get("prefix"))
-            self.is_init = True
+        self.init_cfg = given
+        if not is_init:
+            for config in pretrained:
+                load_pretrained(self, config["checkpoint"], config.get("prefix"))
+        self.is_init = True
 
     def freeze(self) -> None:
         """Freeze what ``frozen_stages`` names."""
@@ -282,10 +298,5 @@ def init_layer(module: nn.Module) -> None:
     elif isinstance(module, nn.Conv2d):
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        nn.init.zeros_(module.bias)
-
-
-def _check_stages(name: str, stages: Sequence[int]) -> tuple[int, ...]:
-    if len(set(stages)) != len(stages) or not set(stages) <= set(range(NUM_STAGES)):
-        raise ValueError(f"{name} is {tuple(stages)}: name different stages from 0 to 3")
-    return tuple(sorted(stages))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

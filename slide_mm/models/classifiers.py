@@ -12,7 +12,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from slide_mm.models.backbone import NUM_STAGES, HierarchicalBackbone, init_layer
+from slide_mm.layers.arguments import rate, whole_number
+from slide_mm.models.arguments import NUM_STAGES
+from slide_mm.models.backbone import HierarchicalBackbone, init_layer
 from slide_mm.models.slide_pvt import SlidePVT
 from slide_mm.models.slide_pvt_v2 import SlidePVTv2
 from slide_mm.models.slide_swin import SlideSwin
@@ -24,6 +26,9 @@ __all__ = [
     "SlidePVTv2Classifier",
     "SlideSwinClassifier",
 ]
+
+
+_MAX_CLASSES = 1 << 24
 
 
 class Classifier(HierarchicalBackbone):
@@ -43,6 +48,9 @@ class Classifier(HierarchicalBackbone):
         img_size: Taken from callers who give it to every model, and not used: images may have any
             size.
         **kwargs: See :class:`~slide_mm.models.backbone.HierarchicalBackbone`.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names argument and value.
     """
 
     def __init__(
@@ -57,9 +65,13 @@ class Classifier(HierarchicalBackbone):
         **kwargs: Any,
     ) -> None:
         last = NUM_STAGES - 1
+        whole_number("in_chans", in_chans)
+        rate("proj_drop_rate", proj_drop_rate)
         super().__init__(
             arch, in_channels=in_chans, drop_rate=proj_drop_rate, out_indices=(last,), **kwargs
         )
+        num_classes = whole_number("num_classes", num_classes, 0, _MAX_CLASSES)
+        drop_rate = rate("drop_rate", drop_rate)
         self.num_features = self.embed_dims[last]
         self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
         self.head.apply(init_layer)

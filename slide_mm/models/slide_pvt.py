@@ -6,6 +6,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from slide_mm.layers import AbsolutePositionEmbedding, Mlp, PatchEmbed, SpatialReductionAttention
+from slide_mm.layers.arguments import whole_number
+from slide_mm.models.arguments import hidden_dims_of
 from slide_mm.models.backbone import HierarchicalBackbone
 
 PVT_WIDTHS = {
@@ -39,7 +41,8 @@ class SlidePVT(HierarchicalBackbone):
     norm_eps = 1e-6
 
     def __init__(self, arch="tiny", pretrain_img_size: int = 224, **kwargs: Any) -> None:
-        self.pretrain_img_size = pretrain_img_size
+        # The last stage's table has a position for each 32 pixels.
+        self.pretrain_img_size = whole_number("pretrain_img_size", pretrain_img_size, 32, 4096)
         super().__init__(arch, **kwargs)
 
     def build_original_mixer(self, index: int, depth: int, options: dict[str, Any]) -> nn.Module:
@@ -56,4 +59,7 @@ class SlidePVT(HierarchicalBackbone):
 
     def build_mlp(self, index: int) -> nn.Module:
         embed_dims = self.embed_dims[index]
-        return Mlp(embed_dims, embed_dims * self.arch["mlp_ratios"][index], drop=self.drop_rate)
+        hidden_dims = hidden_dims_of(
+            embed_dims, self.arch["mlp_ratios"][index], "arch's mlp_ratios"
+        )
+        return Mlp(embed_dims, hidden_dims, drop=self.drop_rate)

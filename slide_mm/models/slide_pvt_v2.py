@@ -6,6 +6,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from slide_mm.layers import DepthwiseConvMlp, PatchEmbed, SpatialReductionAttention
+from slide_mm.models.arguments import hidden_dims_of
 from slide_mm.models.backbone import HierarchicalBackbone
 from slide_mm.models.slide_pvt import PVT_WIDTHS
 
@@ -44,7 +45,9 @@ class SlidePVTv2(HierarchicalBackbone):
 
     def build_mlp(self, index: int) -> nn.Module:
         embed_dims = self.embed_dims[index]
-        hidden_dims = embed_dims * self.arch["mlp_ratios"][index]
+        hidden_dims = hidden_dims_of(
+            embed_dims, self.arch["mlp_ratios"][index], "arch's mlp_ratios"
+        )
         return DepthwiseConvMlp(embed_dims, hidden_dims, drop=self.drop_rate)
 
     def build_stage_norm(self, index: int) -> nn.Module:

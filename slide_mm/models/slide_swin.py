@@ -8,7 +8,10 @@ from timm.layers import to_ntuple
 from torch import nn
 
 from slide_mm.layers import Mlp, PatchEmbed, PatchMerging, ShiftedWindowAttention
-from slide_mm.models.backbone import NUM_STAGES, HierarchicalBackbone
+from slide_mm.layers.arguments import positive_number, refuse, whole_number
+from slide_mm.layers.window_attention import MAX_WINDOW_SIZE
+from slide_mm.models.arguments import NUM_STAGES, hidden_dims_of
+from slide_mm.models.backbone import HierarchicalBackbone
 
 
 @MODELS.register_module()
@@ -51,12 +54,14 @@ class SlideSwin(HierarchicalBackbone):
         mlp_ratio: float = 4.0,
         **kwargs: Any,
     ) -> None:
-        self.window_sizes = to_ntuple(NUM_STAGES)(window_size)
-        if len(self.window_sizes) != NUM_STAGES:
-            raise ValueError(
-                f"window_size is {window_size}: give one number, or one for each stage"
-            )
-        self.mlp_ratio = mlp_ratio
+        wanted = f"give one number to {MAX_WINDOW_SIZE}, or one for each stage"
+        sizes = to_ntuple(NUM_STAGES)(window_size)
+        if len(sizes) != NUM_STAGES:
+            raise refuse("window_size", window_size, wanted)
+        self.window_sizes = tuple(
+            whole_number("window_size", size, 1, MAX_WINDOW_SIZE, wanted) for size in sizes
+        )
+        self.mlp_ratio = positive_number("mlp_ratio", mlp_ratio)
         super().__init__(arch, **kwargs)
 
     def build_original_mixer(self, index: int, depth: int, options: dict[str, Any]) -> nn.Module:
@@ -72,7 +77,8 @@ class SlideSwin(HierarchicalBackbone):
 
     def build_mlp(self, index: int) -> nn.Module:
         embed_dims = self.embed_dims[index]
-        return Mlp(embed_dims, int(embed_dims * self.mlp_ratio), drop=self.drop_rate)
+        hidden_dims = hidden_dims_of(embed_dims, self.mlp_ratio, "mlp_ratio")
+        return Mlp(embed_dims, hidden_dims, drop=self.drop_rate)
 
     def build_out_norm(self, embed_dims: int) -> nn.Module:
         return nn.LayerNorm(embed_dims, eps=self.norm_eps)

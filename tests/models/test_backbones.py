@@ -193,33 +193,6 @@ def test_arch_can_be_a_dict():
     assert [output.shape[1] for output in outputs] == [16, 32, 64, 128]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"arch": "huge"}, r"SlideSwin has no arch 'huge': choose one of tiny, small, base"),
-        ({"arch": {"depths": (1, 1, 1, 1)}}, r"SlideSwin's arch has the keys \['depths'\]: give"),
-        (
-            {"arch": {"depths": (1,), "embed_dims": (8,), "num_heads": (1,)}},
-            r"depths=\(1,\): give four",
-        ),
-        (
-            {"arch": {"depths": (1,) * 4, "embed_dims": (10,) * 4, "num_heads": (4,) * 4}},
-            r"embed_dims 10 is not divisible by num_heads 4",
-        ),
-        ({"kernel_size": 2}, r"kernel_size is 2: give a positive odd number"),
-        ({"slide_stages": (0, 4)}, r"slide_stages is \(0, 4\): name different stages from 0 to 3"),
-        ({"out_indices": (-1,)}, r"out_indices is \(-1,\): name different stages from 0 to 3"),
-        ({"out_indices": ()}, r"out_indices is empty: name at least one"),
-        ({"frozen_stages": 5}, r"frozen_stages is 5: give a number from -1 to 4"),
-        ({"window_size": (14, 7)}, r"window_size is \(14, 7\): give one number, or one for each"),
-    ],
-)
-def test_wrong_arguments_give_one_line(options, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        SlideSwin(**options)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 4, 32, 32), (1, 1, 3, 32, 32)])
 def test_wrong_images_give_one_line(shape):
     with pytest.raises(ValueError, match=r"input has shape .*: give images as \(B, 3, H, W\)"):
