@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from slide_mm.layers.arguments import rate, whole_number
 from slide_mm.layers.hooks import is_watched
+from slide_mm.ops.compat import is_compiling
 from slide_mm.ops.memory import new_empty
 
 # Bytes of an MLP's hidden channels in a band: few enough to be memory that the process has had
@@ -85,7 +86,7 @@ class Block(nn.Module):
             and hasattr(self.mixer, "reach")
             and hasattr(self.mlp, "banded_from")
             and not (self.training or torch.is_grad_enabled())
-            and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+            and not (is_compiling() or torch.jit.is_tracing())
             and not is_watched(self)
         )
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from slide_mm.layers.arguments import rate, whole_number
 from slide_mm.layers.hooks import is_watched
+from slide_mm.ops.compat import is_compiling
 
 # Bytes of hidden channels at a time: few enough to be memory that the process has had before,
 # enough for matrix products at full speed (measured: docs/performance.md).
@@ -42,7 +43,7 @@ class Mlp(timm.layers.Mlp):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (..., C) to tokens of the same shape."""
         whole = super().forward
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if x.device.type != "cpu" or is_compiling() or torch.jit.is_tracing():
             return whole(x)
         if is_watched(self):
             return whole(x)

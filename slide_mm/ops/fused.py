@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from slide_mm.ops import chunked, cpu_kernel
+from slide_mm.ops.compat import register_flop_formula
 from slide_mm.ops.memory import new_empty
 
 IMPLEMENTATIONS: dict[str, ModuleType] = {"compiled": cpu_kernel, "chunked": chunked}

@@ -1,0 +1,23 @@
+"""What PyTorch 2.1, the oldest that is supported, has under another name or not at all."""
+
+from collections.abc import Callable
+
+import torch
+from torch.utils import flop_counter
+
+
+def _register_flop_formula(operator: Callable) -> Callable[[Callable], Callable]:
+    return lambda formula: flop_counter.flop_mapping.setdefault(operator, formula)
+
+
+# Whether torch.compile or torch.export looks at what runs.
+if hasattr(torch.compiler, "is_compiling"):
+    is_compiling = torch.compiler.is_compiling
+else:
+    is_compiling = torch._utils.is_compiling
+
+# Decorates what FlopCounterMode counts an operator with.
+register_flop_formula = getattr(flop_counter, "register_flop_formula", _register_flop_formula)
+
+# Attention to any neighbourhood, and ONNX files of the operator set that ours are of.
+HAS_FLEX_ATTENTION = HAS_ONNX_20 = torch.__version__ >= (2, 5)
