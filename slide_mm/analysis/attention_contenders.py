@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import flex_attention
 
 from slide_mm.analysis.benchmark import backward_of, forward_of
 from slide_mm.layers.downsampling import pad_to_multiple
@@ -19,6 +18,7 @@ from slide_mm.layers.window_attention import (
     shifted_window_mask,
 )
 from slide_mm.ops import BACKENDS, cpu_kernel, slide_attention_qkvpacked
+from slide_mm.ops.compat import HAS_FLEX_ATTENTION
 
 KERNEL_SIZE, WINDOW_SIZE = 3, 7
 SLIDE = ("published", *BACKENDS[1:])
@@ -80,8 +80,9 @@ def make_inputs(shape: Shape, device: torch.device) -> Inputs:
 
 def list_contenders(device: torch.device) -> list[str]:
     """Names of all that run on a device."""
-    missing = () if device.type == "cpu" and cpu_kernel.is_available() else ("compiled",)
-    return [WINDOW, *(name for name in SLIDE if name not in missing), FLEX]
+    missing = set() if device.type == "cpu" and cpu_kernel.is_available() else {"compiled"}
+    missing |= set() if HAS_FLEX_ATTENTION else {FLEX}
+    return [name for name in (WINDOW, *SLIDE, FLEX) if name not in missing]
 
 
 def has_backward(name: str, device: torch.device) -> bool:
@@ -175,6 +176,8 @@ def _window_attention(inputs: Inputs) -> Callable[[], Tensor]:
 
 def _flex_attention(inputs: Inputs) -> Callable[[], Tensor]:
     """PyTorch's flex attention, compiled, to the K x K neighbours inside the image."""
+    from torch.nn.attention import flex_attention
+
     height, width = inputs.qkv.shape[1:3]
     radius = KERNEL_SIZE // 2
 

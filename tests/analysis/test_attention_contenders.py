@@ -12,6 +12,7 @@ from slide_mm.analysis.attention_contenders import (
     parse_shape,
 )
 from slide_mm.layers import ShiftedWindowAttention
+from tests.versions import needs_pytorch
 
 CPU = torch.device("cpu")
 
@@ -48,6 +49,7 @@ def test_window_attention_is_that_of_the_layer(inputs):
     torch.testing.assert_close(output.flatten(3), layer(x))
 
 
+@needs_pytorch("2.5", "flex attention")
 @pytest.mark.slow
 def test_flex_attention_is_plain_local_attention_inside_the_image(inputs):
     plain = inputs._replace(

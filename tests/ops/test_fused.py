@@ -3,6 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from slide_mm.ops import cpu_kernel, slide_attention, slide_attention_qkvpacked
+from tests.versions import needs_pytorch
 
 IMPLEMENTATIONS = [
     pytest.param(
@@ -34,6 +35,7 @@ def forward_and_gradients(function, inputs, backend):
     return output, *torch.autograd.grad(output, inputs, weight)
 
 
+@needs_pytorch("2.5", "opcheck")
 @pytest.mark.parametrize("packed", [True, False])
 def test_registered_as_pytorch_expects(backend, packed):
     qkv, kernel, bias, position_bias = make_inputs()
