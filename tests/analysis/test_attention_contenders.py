@@ -12,7 +12,7 @@ from slide_mm.analysis.attention_contenders import (
     parse_shape,
 )
 from slide_mm.layers import ShiftedWindowAttention
-from tests.versions import needs_pytorch
+from tests.needs import needs_pytorch
 
 CPU = torch.device("cpu")
 

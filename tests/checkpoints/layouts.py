@@ -4,11 +4,10 @@ import math
 import re
 
 import torch
-from mmdet.models.backbones import (
-    PyramidVisionTransformer,
-)
 from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from torch import nn
+
+from tests.needs import mmdet_backbone
 
 DIMS, HEADS = (16, 32, 64, 128), (2, 4, 4, 8)
 SWIN = {"embed_dims": DIMS, "depths": (2, 2, 2, 2), "num_heads": HEADS}
@@ -85,8 +84,8 @@ def in_microsofts_names(model):
     return state_dict
 
 
-def mmdet_pvt(family=PyramidVisionTransformer, **options):
-    return family(
+def mmdet_pvt(family="PyramidVisionTransformer", **options):
+    return mmdet_backbone(family)(
         embed_dims=8, num_layers=PVT["depths"], num_heads=list(PVT["num_heads"]), **options
     )
 

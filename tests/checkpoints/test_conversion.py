@@ -1,11 +1,6 @@
 import pytest
 import timm
 import torch
-from mmdet.models.backbones import (
-    PyramidVisionTransformer,
-    PyramidVisionTransformerV2,
-    SwinTransformer,
-)
 from timm.utils.model import reparameterize_model
 from torch.nn import functional as F
 
@@ -26,6 +21,7 @@ from tests.checkpoints.layouts import (
     mmdet_pvt,
     timm_swin,
 )
+from tests.needs import mmdet_backbone
 
 
 def convert(state_dict, model, **options):
@@ -59,8 +55,8 @@ class TestLayouts:
     @pytest.mark.parametrize("version", [1, 2])
     def test_names_of_pvts_authors_and_mmdet_are_one_model(self, version):
         family, ours = [
-            (PyramidVisionTransformer, SlidePVT(PVT)),
-            (PyramidVisionTransformerV2, SlidePVTv2(PVT)),
+            ("PyramidVisionTransformer", SlidePVT(PVT)),
+            ("PyramidVisionTransformerV2", SlidePVTv2(PVT)),
         ][version - 1]
         model = mmdet_pvt(family)
         ours = type(ours)(PVT, slide_stages=())
@@ -83,7 +79,9 @@ class TestLayouts:
             assert recognise(headless, "") == source
 
     def test_mmdets_swin(self):
-        theirs = SwinTransformer(embed_dims=16, depths=(2, 2, 2, 2), num_heads=HEADS)
+        theirs = mmdet_backbone("SwinTransformer")(
+            embed_dims=16, depths=(2, 2, 2, 2), num_heads=HEADS
+        )
         report = load(SlideSwin(SWIN, slide_stages=()), theirs.state_dict())
         assert report.source == "swin-mmdet"
         assert report.coverage == 1
@@ -173,10 +171,10 @@ BASELINES = {
         "tiny",
         lambda: timm.create_model("swin_tiny_patch4_window7_224"),
     ),
-    "swin-t of mmdet": (SlideSwin, "tiny", SwinTransformer),
-    "pvt-s of mmdet": (SlidePVT, "small", PyramidVisionTransformer),
+    "swin-t of mmdet": (SlideSwin, "tiny", lambda: mmdet_backbone("SwinTransformer")()),
+    "pvt-s of mmdet": (SlidePVT, "small", lambda: mmdet_backbone("PyramidVisionTransformer")()),
     "pvtv2-b2 of timm": (SlidePVTv2, "b2", lambda: timm.create_model("pvt_v2_b2")),
-    "pvtv2-b2 of mmdet": (SlidePVTv2, "b2", PyramidVisionTransformerV2),
+    "pvtv2-b2 of mmdet": (SlidePVTv2, "b2", lambda: mmdet_backbone("PyramidVisionTransformerV2")()),
 }
 
 

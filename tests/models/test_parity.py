@@ -16,14 +16,10 @@ Where references differ from each other, a test takes the size or depth at which
 import pytest
 import timm
 import torch
-from mmdet.models.backbones import (
-    PyramidVisionTransformer,
-    PyramidVisionTransformerV2,
-    SwinTransformer,
-)
 
 from slide_mm.checkpoints import convert_state_dict
 from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
+from tests.needs import mmdet_backbone
 
 SWIN = {"embed_dims": (96, 192, 384, 768), "num_heads": (3, 6, 12, 24)}
 
@@ -98,14 +94,14 @@ def test_swin_is_timms(size, depths):
 )
 def test_swin_is_mmdets(size, depths):
     """At 224 x 224, where one window covers the last stage, MMDetection mustn't shift it."""
-    theirs = randomise(SwinTransformer(depths=depths))
+    theirs = randomise(mmdet_backbone("SwinTransformer")(depths=depths))
     ours = SlideSwin({**SWIN, "depths": depths}, slide_stages=())
     assert_same_features_and_gradients(ours, theirs, theirs, size)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (250, 334)], ids=["224", "padded"])
 def test_pvt_is_mmdets(size):
-    theirs = randomise(PyramidVisionTransformer(paddings=["corner"] * 4))
+    theirs = randomise(mmdet_backbone("PyramidVisionTransformer")(paddings=["corner"] * 4))
     assert_same_features_and_gradients(SlidePVT("small", slide_stages=()), theirs, theirs, size)
 
 
@@ -118,5 +114,5 @@ def test_pvtv2_is_timms(size):
 
 @pytest.mark.parametrize("size", [(224, 224), (250, 334)], ids=["224", "padded"])
 def test_pvtv2_is_mmdets(size):
-    theirs = randomise(PyramidVisionTransformerV2())
+    theirs = randomise(mmdet_backbone("PyramidVisionTransformerV2")())
     assert_same_features_and_gradients(SlidePVTv2("b2", slide_stages=()), theirs, theirs, size)

@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from slide_mm.ops import cpu_kernel, slide_attention, slide_attention_qkvpacked
-from tests.versions import needs_pytorch
+from tests.needs import needs_pytorch
 
 IMPLEMENTATIONS = [
     pytest.param(
