@@ -13,9 +13,12 @@ from slide_mm.checkpoints.conversion import (
     load_pretrained,
     recognise,
 )
-from slide_mm.checkpoints.reading import CheckpointError, get_state_dict, read_checkpoint
+from slide_mm.checkpoints.errors import CheckpointError
+from slide_mm.checkpoints.reading import read_checkpoint
+from slide_mm.checkpoints.rebuilding import is_lifeless
 from slide_mm.checkpoints.report import ConversionReport
 from slide_mm.checkpoints.sources import SOURCES
+from slide_mm.checkpoints.state_dicts import check_weights, get_state_dict, select_state_dict
 
 __all__ = [
     "MIN_COVERAGE",
@@ -26,10 +29,13 @@ __all__ = [
     "ConversionReport",
     "StateDictFit",
     "check_state_dict_fits",
+    "check_weights",
     "compare_state_dicts",
     "convert_state_dict",
     "get_state_dict",
+    "is_lifeless",
     "load_pretrained",
     "read_checkpoint",
     "recognise",
+    "select_state_dict",
 ]

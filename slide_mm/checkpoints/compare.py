@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from slide_mm.checkpoints.reading import CheckpointError
+from slide_mm.checkpoints.errors import CheckpointError
 
 
 class CheckpointMismatchError(CheckpointError):

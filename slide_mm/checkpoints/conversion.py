@@ -1,5 +1,6 @@
 """Weights of other layouts and architectures turned into a backbone's."""
 
+import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -13,10 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slide_mm.checkpoints.compare import CheckpointMismatchError
-from slide_mm.checkpoints.reading import CheckpointError, get_state_dict, read_checkpoint
-from slide_mm.checkpoints.report import MISSING, NO_PLACE, ConversionReport, Entry
+from slide_mm.checkpoints.errors import CheckpointError
+from slide_mm.checkpoints.reading import read_checkpoint
+from slide_mm.checkpoints.report import MISSING, NO_PART, NO_PLACE, ConversionReport, Entry
 from slide_mm.checkpoints.rules import Rule
 from slide_mm.checkpoints.sources import SOURCES
+from slide_mm.checkpoints.state_dicts import (
+    check_weight,
+    choose_prefix,
+    drop_wrapper_parts,
+    get_state_dict,
+)
 from slide_mm.layers import AbsolutePositionEmbedding, ShiftedWindowAttention, SlideAttention
 
 # The next smaller or larger arch of a family covers about 60 %.
@@ -62,8 +70,9 @@ def load_pretrained(model: nn.Module, path: str | os.PathLike, prefix: str | Non
     Raises:
         CheckpointError: If the file is missing, damaged, holds code, or doesn't fit.
     """
-    state_dict = get_state_dict(read_checkpoint(path))
-    conversion = convert_state_dict(state_dict, model, f"checkpoint {path}", prefix=prefix)
+    origin = f"checkpoint {path}"
+    state_dict = get_state_dict(read_checkpoint(path), origin=origin)
+    conversion = convert_state_dict(state_dict, model, origin, prefix=prefix)
     conversion.report.require(MIN_COVERAGE)
     model.load_state_dict(conversion.weights, strict=False)
     print_log(str(conversion.report), logger="current")
@@ -87,16 +96,20 @@ def convert_state_dict(
         model: A slide_mm backbone, on any device: only names, shapes and kinds of layers matter.
         origin: Where the weights come from, for messages.
         source: One of ``SOURCES``. Default: it is recognised.
-        prefix: Take only the weights below this name. Default: those below ``backbone.`` if there
-            are any, else all.
+        prefix: Take only the weights below this name. Default: it is the one below which a source
+            has most names, such as ``backbone.`` or ``encoder.``, often none.
         keep_classifier: Convert the classifier too where the model has none.
 
     Raises:
-        CheckpointError: If the weights are of no source or of another model, or not finite.
+        CheckpointError: If ``source`` is none, if the weights are of no source or of another
+            model, or if one cannot be a weight: if it is not finite, integer or complex.
     """
-    state_dict = _select(state_dict, prefix, origin)
+    if source not in (None, *SOURCES):
+        raise CheckpointError(f"source is {source!r}: choose one of {', '.join(SOURCES)}")
+    state_dict, beside = _select(state_dict, prefix, source, origin)
     source = source or recognise(state_dict, origin)
     report = ConversionReport(origin, source, type(model).__name__)
+    report.left_over += beside
     given = _translate(state_dict, model, report)
     zeros = _start_sliding(model, given, report)
     weights = {}
@@ -119,7 +132,10 @@ def convert_state_dict(
 
 
 def recognise(state_dict: Mapping[str, Tensor], origin: str) -> str:
-    """Name the source whose table knows all of the weights.
+    """Name the source whose table knows the weights.
+
+    It must know all tensors of the parts that it has, such as ``layers``. Other parts, such as the
+    mask token of self-supervised pretraining, say nothing about these.
 
     Args:
         state_dict: The weights.
@@ -128,15 +144,19 @@ def recognise(state_dict: Mapping[str, Tensor], origin: str) -> str:
     Raises:
         CheckpointError: If no table does.
     """
-    unknown = {
-        name: [key for key in _float_tensors(state_dict) if not source.targets(key)]
-        for name, source in SOURCES.items()
-    }
-    closest = min(unknown, key=lambda name: len(unknown[name]))
-    if not unknown[closest]:
+    names = [name for name, tensor in state_dict.items() if tensor.is_floating_point()]
+    known, unknown = {}, {}
+    for key, source in SOURCES.items():
+        known[key] = [name for name in names if source.targets(name)]
+        unknown[key] = [
+            name for name in names if source.has_part(name) and not source.targets(name)
+        ]
+    closest = max(SOURCES, key=lambda key: len(known[key]) - len(unknown[key]))
+    is_like = len(known[closest]) > len(names) / 2
+    if is_like and not unknown[closest]:
         return closest
     problem = f"begin with {next(iter(state_dict))}"
-    if len(unknown[closest]) < len(state_dict) / 2:
+    if is_like:
         problem = f"are most like {closest}, which has no {unknown[closest][0]}"
     raise CheckpointError(
         f"{origin} is of another model: its weights {problem}; known layouts are "
@@ -144,17 +164,45 @@ def recognise(state_dict: Mapping[str, Tensor], origin: str) -> str:
     )
 
 
-def _select(state_dict: Mapping[str, Tensor], prefix: str | None, origin: str) -> dict[str, Tensor]:
-    """Take the floating-point tensors below a prefix; others are tables of indices and the like."""
+def _select(
+    state_dict: Mapping[str, Tensor], prefix: str | None, source: str | None, origin: str
+) -> tuple[dict[str, Tensor], list[Entry]]:
+    """Take the tensors below a prefix, and list those beside them."""
+    state_dict = {drop_wrapper_parts(name): tensor for name, tensor in state_dict.items()}
     if prefix is None:
-        prefix = "backbone" if any(name.startswith("backbone.") for name in state_dict) else ""
+        prefix = _find_prefix(list(state_dict), source, origin)
     prefix = f"{prefix.rstrip('.')}." if prefix else ""
-    selected = _float_tensors(get_state_dict(state_dict, prefix))
-    if not selected:
+    selected, beside = {}, []
+    for name, tensor in state_dict.items():
+        if name.startswith(prefix):
+            selected[name.removeprefix(prefix)] = tensor
+        elif tensor.is_floating_point():
+            beside.append(Entry(name, tensor.numel(), NO_PART))
+    if not _float_tensors(selected):
         first = next(iter(state_dict), "nothing")
         below = f" below {prefix!r}; its names begin with {first}" if prefix else ""
         raise CheckpointError(f"{origin} has no weights{below}")
-    return selected
+    return selected, beside
+
+
+def _find_prefix(names: list[str], source: str | None, origin: str) -> str:
+    """Find the name below which a source has most weights."""
+    counts = {}
+    for prefix in {prefix for name in names for prefix in _prefixes(name)}:
+        below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        sources = [SOURCES[source]] if source else SOURCES.values()
+        counts[prefix] = max(sum(bool(x.targets(name)) for name in below) for x in sources)
+    most = max(counts.values(), default=0)
+    if most == 0:
+        return ""
+    best = [prefix for prefix, count in counts.items() if count == most]
+    return choose_prefix(best, f"{origin} has a backbone")
+
+
+def _prefixes(name: str) -> list[str]:
+    """List what a name can begin with, up to the first number."""
+    parts = itertools.takewhile(lambda part: not part.isdigit(), name.split(".")[:-1])
+    return list(itertools.accumulate((f"{part}." for part in parts), initial=""))
 
 
 def _float_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -175,14 +223,11 @@ def _translate(
     for name, tensor in state_dict.items():
         targets = source.targets(name)
         if not any(target for target, _ in targets):
-            note = "not used" if targets else NO_PLACE
-            report.left_over.append(Entry(name, tensor.numel(), note))
+            note = "not used" if targets else NO_PLACE if source.has_part(name) else NO_PART
+            if tensor.is_floating_point():  # Others are tables of indices and the like.
+                report.left_over.append(Entry(name, tensor.numel(), note))
             continue
-        if not tensor.isfinite().all():
-            raise CheckpointError(
-                f"{report.origin} has NaN or infinite values in {name}: the training that wrote it "
-                "had diverged; give an earlier checkpoint"
-            )
+        check_weight(name, tensor, torch.get_default_dtype(), report.origin)
         for target, rule in targets:
             reshaped = _reshape(rule, name, state_dict, report)
             if target in given:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from slide_mm.checkpoints.compare import CheckpointMismatchError
 
 NO_PLACE = "no place in the model"
+NO_PART = "of no part of a backbone"
 MISSING = "as the model was"
 _HEAD = "head."
 
@@ -113,6 +114,10 @@ def _group(entries: list[Entry]) -> list[str]:
     """One line for the same tensor of all blocks of a stage: only a name's first number stays."""
     lines = {}
     for entry in entries:
+        if entry.note == NO_PART:
+            part = entry.name.partition(".")[0] + (".*" if "." in entry.name else "")
+            lines[f"{part}  {NO_PART}"] = None
+            continue
         first, *others = re.split(r"(?<=\d)(?=\D|$)", entry.name, maxsplit=1)
         name = first + re.sub(r"\d+", "*", "".join(others))
         lines[f"{name}  {entry.note}".rstrip()] = None

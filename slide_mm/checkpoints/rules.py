@@ -26,6 +26,11 @@ class Rule:
     target: str | None
     reshape: Reshape = unchanged
 
+    @property
+    def part(self) -> re.Pattern[str]:
+        """What the names in the checkpoint begin with, up to the first point."""
+        return _compile(self.source.partition(".")[0])[0]
+
     def translate(self, name: str) -> str | None:
         """Return our name for a checkpoint's, an empty one if unused, None if it doesn't match."""
         pattern, offsets = _compile(self.source)
@@ -53,6 +58,10 @@ class Source:
         """List our names for a checkpoint's, with their rules; none if no rule matches."""
         targets = ((rule.translate(name), rule) for rule in self.rules)
         return [(target, rule) for target, rule in targets if target is not None]
+
+    def has_part(self, name: str) -> bool:
+        """Whether a checkpoint's name begins as one of the rules does, up to the first point."""
+        return any(rule.part.fullmatch(name.partition(".")[0]) for rule in self.rules)
 
 
 @functools.cache

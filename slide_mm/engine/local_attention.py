@@ -27,12 +27,11 @@ from slide_mm.analysis.local_attention import (
     render_html,
     salient_points,
 )
-from slide_mm.checkpoints import get_state_dict, read_checkpoint
 from slide_mm.datasets import bundled_photograph
 from slide_mm.engine.config import load_config, require_keys
 from slide_mm.engine.preflight import check_model, silence_log
 from slide_mm.engine.reporting import ConfigError
-from slide_mm.engine.weights import check_checkpoint
+from slide_mm.engine.weights import load_weights
 from slide_mm.models.backbone import HierarchicalBackbone
 
 NUM_POINTS = 3
@@ -158,9 +157,7 @@ def _load_models(
     if not sliding.slide_stages:
         raise ConfigError(f"no stage of the backbone of {config} slides: name a config that does")
     if checkpoint is not None:
-        cfg.load_from = checkpoint
-        check_checkpoint(cfg, model, whole=True)
-        model.load_state_dict(get_state_dict(read_checkpoint(checkpoint)), strict=False)
+        load_weights(cfg, model, checkpoint)
     if against is None:
         cfg.model.backbone.update(slide_stages=(), init_cfg=None)
         backbones = {"sliding": sliding, "original": check_model(cfg, pretrained=False).backbone}

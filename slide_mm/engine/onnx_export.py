@@ -13,7 +13,6 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from slide_mm.analysis.attention_contenders import Inputs, published_form
-from slide_mm.checkpoints import get_state_dict, read_checkpoint
 from slide_mm.engine.config import get_task, load_config, require_keys
 from slide_mm.engine.onnx_bands import BandedBlock, ChunkedReduction, ConvMlp, fold_norm
 from slide_mm.engine.onnx_windows import IndexedWindowAttention
@@ -21,7 +20,7 @@ from slide_mm.engine.outputs import check_output, write_atomically
 from slide_mm.engine.preflight import check_model
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.runtimes import largest_difference, open_with_onnxruntime, require_packages
-from slide_mm.engine.weights import check_checkpoint
+from slide_mm.engine.weights import load_weights
 from slide_mm.layers import (
     AbsolutePositionEmbedding,
     Block,
@@ -30,6 +29,7 @@ from slide_mm.layers import (
     SlideAttention,
     SpatialReductionAttention,
 )
+from slide_mm.ops.compat import HAS_ONNX_20
 
 if TYPE_CHECKING:
     import onnx
@@ -180,10 +180,15 @@ def export_onnx(
         The largest relative difference from PyTorch's deployed form, at each size that was checked.
 
     Raises:
-        ConfigError: If the config or an option is wrong, a package is missing, or the model can't
-            be exported.
+        ConfigError: If the config or an option is wrong, PyTorch is too old, a package is missing,
+            or the model can't be exported.
         CheckpointError: If the checkpoint is missing, damaged or of another architecture.
     """
+    if not HAS_ONNX_20:
+        raise ConfigError(
+            f"exports need PyTorch 2.5 or later, here is {torch.__version__}: run the same command "
+            "where there is one; checkpoints are the same for all"
+        )
     cfg = load_config(config)
     require_keys(cfg, "exporting", "model")
     out = check_output(out, (".onnx",))
@@ -214,9 +219,7 @@ def load_part(
     torch.manual_seed(0)
     model = check_model(cfg, pretrained=False)
     if checkpoint:
-        cfg.load_from = checkpoint
-        check_checkpoint(cfg, model, whole=True)
-        model.load_state_dict(get_state_dict(read_checkpoint(checkpoint)), strict=False)
+        load_weights(cfg, model, checkpoint)
     if deployed:
         model = reparameterize_model(model)
     return ExportedPart(model, part, get_task(cfg)).eval()
