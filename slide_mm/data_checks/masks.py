@@ -1,0 +1,178 @@
+"""Masks of COCO's annotations: polygons and run lengths that can be drawn into their images.
+
+They are read before pycocotools reads them, which doesn't look: NaN, coordinates of 1e8 and run
+lengths beyond the image end the process with a segmentation fault, and run lengths that stop short
+leave what was in memory.
+"""
+
+from array import array
+from collections.abc import Sequence
+from enum import IntEnum
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+# Polygons are drawn point by point: a side of 1e8 pixels takes gigabytes.
+_FARTHEST = 1e6
+# Items at a time, which bounds memory.
+_CHUNK = 20_000
+
+
+class Mask(IntEnum):
+    """What becomes of an object's mask."""
+
+    SOUND = 0
+    ABSENT = 1
+    TOO_SHORT = 2  # No polygon has an even number of 6 numbers or more: MMDetection ignores it.
+    EMPTY = 3  # Outside of the image, or without a whole pixel.
+    BROKEN = 4  # Of another type or size than MMDetection can read, or absurd.
+    RUN_LENGTHS = 5  # Sound, but MMDetection takes it only with poly2mask=True.
+
+
+def check_masks(segmentations: Sequence[Any], sizes: np.ndarray) -> np.ndarray:
+    """Say of every mask what a training makes of it.
+
+    Args:
+        segmentations: COCO's ``segmentation`` of every object: polygons as lists or as arrays of
+            float64, run lengths, or anything.
+        sizes: (N, 2) widths and heights of their images.
+
+    Returns:
+        (N,) members of :class:`Mask`, as int8.
+    """
+    found = np.full(len(segmentations), Mask.BROKEN, np.int8)
+    kinds = np.array([_kind(segmentation) for segmentation in segmentations], dtype="U1")
+    found[kinds == "-"] = Mask.ABSENT
+    for kind, check in (("p", _check_polygons), ("r", _check_run_lengths)):
+        chosen = np.flatnonzero(kinds == kind)
+        for start in range(0, len(chosen), _CHUNK):
+            part = chosen[start : start + _CHUNK]
+            found[part] = check([segmentations[index] for index in part], sizes[part])
+    return found
+
+
+def _kind(segmentation: Any) -> str:
+    """``'-'`` for none, ``'p'`` for polygons, ``'r'`` for run lengths, ``'?'`` for others."""
+    if not segmentation:
+        return "-"
+    if isinstance(segmentation, list):
+        return "p" if all(isinstance(part, list | array) for part in segmentation) else "?"
+    if isinstance(segmentation, dict):
+        return "r" if isinstance(segmentation.get("counts"), list | str) else "?"
+    return "?"
+
+
+def _check_polygons(segmentations: list[list[Any]], sizes: np.ndarray) -> np.ndarray:
+    parts = list(chain.from_iterable(segmentations))
+    owners = np.repeat(np.arange(len(segmentations)), [len(parts) for parts in segmentations])
+    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+    usable = (lengths % 2 == 0) & (lengths >= 6)
+    found = np.full(len(segmentations), Mask.TOO_SHORT, np.int8)
+    if usable.any():
+        owners, lengths = owners[usable], lengths[usable]
+        flat, broken = _flatten([parts[index] for index in np.flatnonzero(usable)], lengths)
+        starts = np.concatenate([[0], np.cumsum(lengths // 2)[:-1]])
+        visible = np.ones(len(owners), bool)
+        for axis in range(2):
+            low = np.minimum.reduceat(flat[axis::2], starts)  # NaN where one of them is NaN.
+            high = np.maximum.reduceat(flat[axis::2], starts)
+            broken |= ~((low >= -_FARTHEST) & (high <= _FARTHEST))
+            visible &= (low < sizes[owners, axis]) & (high > 0) & (high - low >= 1)
+        found[owners] = Mask.EMPTY
+        found[owners[visible]] = Mask.SOUND
+        found[owners[broken]] = Mask.BROKEN
+    return found
+
+
+def _flatten(polygons: list[Any], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of all polygons in a row, and which polygons hold other things than numbers."""
+    broken = np.array([not isinstance(polygon, array) for polygon in polygons], bool)
+    for index in np.flatnonzero(broken):
+        try:
+            polygons[index] = array("d", polygons[index])
+            broken[index] = False
+        except (TypeError, OverflowError):
+            polygons[index] = array("d", [0.0]) * int(lengths[index])
+    return np.frombuffer(b"".join(polygons)), broken
+
+
+def _check_run_lengths(segmentations: list[dict[str, Any]], sizes: np.ndarray) -> np.ndarray:
+    found = np.full(len(segmentations), Mask.BROKEN, np.int8)
+    texts, owners = [], []
+    for index, (segmentation, (width, height)) in enumerate(
+        zip(segmentations, sizes.tolist(), strict=True)
+    ):
+        if segmentation.get("size") != [height, width]:
+            continue
+        counts = segmentation["counts"]
+        if isinstance(counts, str):
+            texts.append(counts)
+            owners.append(index)
+        elif _are_counts(counts) and sum(counts) == width * height:
+            found[index] = Mask.RUN_LENGTHS
+    totals = sum_compressed_counts(texts)
+    whole = totals == sizes[owners].prod(1) if owners else np.zeros(0, bool)
+    found[np.array(owners, int)[whole]] = Mask.RUN_LENGTHS
+    return found
+
+
+def _are_counts(counts: list[Any]) -> bool:
+    return set(map(type, counts)) <= {int} and min(counts) >= 0
+
+
+def sum_compressed_counts(texts: Sequence[str]) -> np.ndarray:
+    """Add up the run lengths of COCO's compressed form, which make the mask's area and the rest.
+
+    Args:
+        texts: N texts of ``counts``.
+
+    Returns:
+        (N,) sums, -1 where a text is no such form or holds a negative run.
+    """
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    totals = np.full(len(texts), -1, np.int64)
+    filled = np.flatnonzero(lengths)
+    if not filled.size:
+        return totals
+    coded = "".join(texts).encode("latin-1", "replace")
+    digits = np.frombuffer(coded, np.uint8).astype(np.int64) - 48
+    owner = np.repeat(np.arange(len(texts)), lengths)
+    begins = np.cumsum(lengths)[filled] - lengths[filled]
+    broken = np.zeros(len(texts), bool)
+    broken[owner[(digits < 0) | (digits > 63)]] = True
+    # Six bits a character: five of the number, from the lowest, and whether more follow.
+    last = (digits & 32) == 0
+    ends = begins + lengths[filled] - 1
+    broken[owner[ends[~last[ends]]]] = True
+    last[ends] = True
+    firsts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    sizes = np.diff(np.append(firsts, len(digits)))
+    broken[owner[firsts[sizes > 7]]] = True
+    place = np.minimum(np.arange(len(digits)) - np.repeat(firsts, sizes), 7)
+    values = np.add.reduceat((digits & 31) << (5 * place), firsts)
+    negative = (digits[firsts + sizes - 1] & 16) != 0
+    values -= negative * (np.int64(1) << (5 * np.minimum(sizes, 8)))
+    counts = _undo_differences(values, owner[firsts], broken)
+    broken[owner[firsts[counts < 0]]] = True
+    sums = np.bincount(owner[firsts], weights=counts, minlength=len(texts)).astype(np.int64)
+    totals[filled] = sums[filled]
+    totals[broken] = -1
+    return totals
+
+
+def _undo_differences(values: np.ndarray, owner: np.ndarray, broken: np.ndarray) -> np.ndarray:
+    """From the fourth on, runs are told as the difference to the run before the last."""
+    values = np.where(broken[owner], 0, values)
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    place = np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
+    counts = values.copy()
+    for parity in range(2):
+        rows = (place % 2 == parity) & (place > 0)
+        sums = np.cumsum(np.where(rows, values, 0))
+        before = np.repeat(
+            sums[starts] - np.where(rows[starts], values[starts], 0),
+            np.diff(np.append(starts, len(values))),
+        )
+        counts[rows] = (sums - before)[rows]
+    return counts

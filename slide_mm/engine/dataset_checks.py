@@ -1,0 +1,294 @@
+"""How a config's dataset reads its files, and what is to be said of them before it does."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset
+from mmengine.fileio import get_local_path
+from mmengine.registry import DATASETS, DefaultScope
+
+from slide_mm.data_checks.coco_file import CocoFile, read_coco
+from slide_mm.data_checks.coco_findings import (
+    check_categories,
+    check_metric_keys,
+    count_unlike_images,
+    describe_usage,
+)
+from slide_mm.data_checks.coco_usage import Reading, Usage, find_usage
+from slide_mm.data_checks.findings import Finding, Level, list_some
+from slide_mm.data_checks.listed import describe_listed
+from slide_mm.data_checks.reasons import Reason
+from slide_mm.data_checks.samples import Sample, find_missing, sample_paths
+from slide_mm.engine.config import iter_evaluators, iter_nodes, type_name
+from slide_mm.engine.data_paths import dataset_paths, is_local, missing_path
+
+
+@dataclass
+class Checked:
+    """What is there of a dataset, its images unread.
+
+    Attributes:
+        findings: What is to be said of it.
+        dataset: The dataset, built without its annotations; None where that failed.
+        samples: What it hands to its pipeline, without the objects.
+        num_objects: How many objects it trains on; None where they aren't known or not loaded.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    dataset: Any = None
+    samples: list[Sample] = field(default_factory=list)
+    num_objects: int | None = None
+
+    def add(self, level: Level, text: str) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(level, text))
+
+
+def check_dataset(cfg: Config, split: str, key: str, config: ConfigDict) -> Checked:
+    """Look at a dataset's folders and annotations.
+
+    Args:
+        cfg: The config.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+        key: Where the config describes the dataset.
+        config: Its part of the config.
+    """
+    checked = Checked()
+    missing = dict(_find_missing_paths(key, config))
+    for line in [missing["data_root"]] if "data_root" in missing else missing.values():
+        checked.add(Level.REFUSAL, line)
+    if {"data_root", "ann_file"} & set(missing):
+        return checked
+    try:
+        checked.dataset = build_dataset(cfg, config)
+        if not isinstance(checked.dataset, BaseDataset):
+            checked.add(Level.FACT, f"{len(checked.dataset)} samples, of a kind of its own")
+        elif is_coco(checked.dataset):
+            _check_coco(checked, cfg, split, config)
+        elif not missing:
+            _check_listed(checked, config)
+    except Exception as error:  # Annotation files can be damaged in many ways.
+        reason = " ".join(str(error).split())
+        text = f"its annotations cannot be read: {type(error).__name__}: {reason}"
+        checked.add(Level.REFUSAL, text)
+        return checked
+    if not missing:
+        _check_files(checked, split, config)
+    return checked
+
+
+def _find_missing_paths(key: str, config: ConfigDict) -> Iterator[tuple[str, str]]:
+    for name, path in dataset_paths(config):
+        line = missing_path(path, f"{key}.{name}", f"{key}.data_root")
+        if line:
+            yield name, line
+
+
+def build_dataset(cfg: Config, config: ConfigDict) -> Any:
+    """Build a dataset without a pipeline; MMEngine's without reading its annotations."""
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = config.type if isinstance(config.type, type) else registry.get(config.type)
+        options = {**config}
+        if isinstance(kind, type) and issubclass(kind, BaseDataset):
+            options |= {"pipeline": [], "lazy_init": True, "serialize_data": False}
+        return DATASETS.build(options)
+
+
+def is_coco(dataset: BaseDataset) -> bool:
+    """Whether a dataset reads COCO's format by MMDetection's own rules, which are known here."""
+    if not any(kind.__module__ == "mmdet.datasets.coco" for kind in type(dataset).__mro__):
+        return False
+    from mmdet.datasets import coco, coco_panoptic, lvis, objects365
+
+    known = (
+        coco.CocoDataset,
+        coco_panoptic.CocoPanopticDataset,
+        lvis.LVISV05Dataset,
+        lvis.LVISV1Dataset,
+        objects365.Objects365V1Dataset,
+    )
+    methods = ("load_data_list", "parse_data_info")
+    return all(
+        any(getattr(type(dataset), name) is getattr(kind, name) for kind in known)
+        for name in methods
+    )
+
+
+def describe_reading(dataset: BaseDataset, config: ConfigDict) -> Reading:
+    """Tell how a dataset of MMDetection reads its annotation file."""
+    kinds = {kind.__name__ for kind in type(dataset).__mro__}
+    filters = getattr(dataset, "filter_cfg", None) or {}
+    masks = [
+        step
+        for _, step in iter_nodes(config.get("pipeline"))
+        if type_name(step) == "LoadAnnotations" and step.get("with_mask")
+    ]
+    return Reading(
+        classes=dataset.metainfo.get("classes") or (),
+        panoptic="CocoPanopticDataset" in kinds,
+        sort_categories="Objects365V1Dataset" in kinds,
+        all_categories="LVISV05Dataset" in kinds,
+        filters=not dataset.test_mode and bool(filters),
+        filter_empty=filters.get("filter_empty_gt", False),
+        filter_crowds="CityscapesDataset" in kinds,
+        min_size=filters.get("min_size", 0),
+        indices=dataset._indices,
+        masks=bool(masks),
+        only_polygons=any(not step.get("poly2mask", True) for step in masks),
+    )
+
+
+def loads_objects(config: ConfigDict) -> bool:
+    """Whether a dataset's pipeline loads annotations."""
+    names = [type_name(step) for _, step in iter_nodes(config.get("pipeline"))]
+    return any("Annotations" in name and "Empty" not in name for name in names)
+
+
+def _check_coco(checked: Checked, cfg: Config, split: str, config: ConfigDict) -> None:
+    dataset = checked.dataset
+    reading = describe_reading(dataset, config)
+    with get_local_path(dataset.ann_file, backend_args=dataset.backend_args) as path:
+        file = read_coco(path)
+    usage = find_usage(file, reading)
+    is_v1 = any(kind.__name__ == "LVISV1Dataset" for kind in type(dataset).__mro__)
+    name_key = "coco_url" if is_v1 else "file_name"
+    checked.findings += describe_usage(dataset.ann_file, file, usage, reading, name_key)
+    checked.findings += _check_metrics(cfg, split, dataset, file, usage)
+    if loads_objects(config):
+        checked.num_objects = int(usage.used.sum())
+    if all(finding.level < Level.REFUSAL for finding in checked.findings):
+        checked.samples = list(_list_samples(dataset, file, usage, reading, name_key))
+
+
+def _check_metrics(
+    cfg: Config, split: str, dataset: BaseDataset, file: CocoFile, usage: Usage
+) -> Iterator[Finding]:
+    """What CocoMetric needs of its annotations, which are to be those of the dataset."""
+    for metric in iter_evaluators(cfg.get(f"{split}_evaluator")):
+        ann_file = metric.get("ann_file")
+        if type_name(metric) != "CocoMetric" or not ann_file or metric.get("format_only"):
+            continue
+        scored, scored_usage = file, usage
+        if not is_same_file(dataset.ann_file, ann_file):
+            reading = Reading(classes=dataset.metainfo.get("classes") or ())
+            try:
+                with get_local_path(ann_file, backend_args=metric.get("backend_args")) as path:
+                    scored = read_coco(path)
+            except (OSError, ValueError) as error:
+                text = f"{ann_file}, which the metric scores, cannot be read: {error}"
+                yield Finding(Level.REFUSAL, text)
+                continue
+            scored_usage = find_usage(scored, reading)
+            yield from check_categories(ann_file, scored, scored_usage, reading)
+        kinds = metric.get("metric", "bbox")
+        kinds = kinds if isinstance(kinds, list | tuple) else [kinds]
+        yield from check_metric_keys(ann_file, scored, scored_usage, masks="segm" in kinds)
+        unlike = count_unlike_images(usage, file, scored)
+        if unlike:
+            yield Finding(
+                Level.PROBLEM,
+                f"the dataset and {ann_file}, which the metric scores, differ in {unlike} images: "
+                "those that the dataset lacks count as missed",
+            )
+
+
+def is_same_file(first: str, second: str) -> bool:
+    """Whether two paths name the same file, by whatever way."""
+    if is_local(first) and is_local(second):
+        return os.path.realpath(first) == os.path.realpath(second)
+    return first == second
+
+
+def _list_samples(
+    dataset: BaseDataset, file: CocoFile, usage: Usage, reading: Reading, name_key: str
+) -> Iterator[Sample]:
+    """What a COCO dataset hands to its pipeline, without the objects."""
+    segments: dict[int, list[dict[str, Any]]] = {}
+    if reading.panoptic:
+        for row in np.flatnonzero(usage.used | (usage.reasons == Reason.CROWD)):
+            segment = {"id": file.annotations[row]["id"], "category": int(usage.label_of[row])}
+            segments.setdefault(int(usage.image_of[row]), []).append(segment)
+    for index in np.flatnonzero(usage.image_used):
+        image = file.images[index]
+        name = _file_name(image[name_key], reading, name_key)
+        seg_map = None
+        if dataset.data_prefix.get("seg"):
+            stem = name.replace(".jpg", "") if reading.panoptic else name.rsplit(".", 1)[0]
+            suffix = ".png" if reading.panoptic else dataset.seg_map_suffix
+            seg_map = os.path.join(dataset.data_prefix["seg"], stem + suffix)
+        sample = {
+            "img_path": os.path.join(dataset.data_prefix["img"], name),
+            "img_id": image["id"],
+            "seg_map_path": seg_map,
+            "width": image["width"],
+            "height": image["height"],
+            "instances": [],
+        }
+        if reading.panoptic:
+            sample["segments_info"] = segments.get(int(index), [])
+        yield sample
+
+
+def _file_name(name: str, reading: Reading, name_key: str) -> str:
+    """As LVIS's datasets take names of COCO's images."""
+    if name_key == "coco_url":
+        return name.replace("http://images.cocodataset.org/", "")
+    return name[-16:] if reading.all_categories and name.startswith("COCO") else name
+
+
+def _check_listed(checked: Checked, config: ConfigDict) -> None:
+    """What a dataset of another kind lists itself."""
+    dataset = checked.dataset
+    dataset.data_list = listed = dataset.load_data_list()
+    dataset.data_list = used = dataset.filter_data()
+    if dataset._indices is not None:
+        used = dataset._get_unserialized_subset(dataset._indices)
+    classes = dataset.metainfo.get("classes") or ()
+    findings, num_objects = describe_listed(listed, used, classes)
+    checked.findings += findings
+    checked.num_objects = num_objects if loads_objects(config) else None
+    checked.samples = [
+        {**sample, "instances": []} if "instances" in sample else sample for sample in used
+    ]
+    if not listed:
+        checked.add(Level.REFUSAL, f"it lists no images{_explain_suffix(dataset, 'img_suffix')}")
+
+
+def _explain_suffix(dataset: BaseDataset, name: str) -> str:
+    """Say which suffix a segmentation dataset looked for, and what is there."""
+    suffix = getattr(dataset, name, None)
+    prefix = {"img_suffix": "img_path", "seg_map_suffix": "seg_map_path"}[name]
+    folder = dataset.data_prefix.get(prefix)
+    if not suffix or not folder or not os.path.isdir(folder):
+        return ""
+    names = sorted({os.path.splitext(file)[1] for _, _, files in os.walk(folder) for file in files})
+    return f": {name} is {suffix!r}, and {folder} has files in {list_some(names) or 'no suffix'}"
+
+
+def _check_files(checked: Checked, split: str, config: ConfigDict) -> None:
+    """Whether every image and label map is there."""
+    dataset = checked.dataset
+    backend = (config.get("backend_args") or {}).get("backend", "local")
+    paths = [path for sample in checked.samples for path in sample_paths(sample)]
+    if backend != "local" or not all(isinstance(path, str) and is_local(path) for path in paths):
+        return
+    missing = find_missing(paths)
+    if not missing:
+        return
+    # A training passes over them, as long as there are others.
+    level = Level.PROBLEM if split == "train" and len(missing) < len(paths) else Level.REFUSAL
+    maps = [x for sample in checked.samples if (x := sample.get("seg_map_path"))]
+    hint = _explain_suffix(dataset, "seg_map_suffix") if set(missing) >= set(maps) > set() else ""
+    text = f"{len(missing)} of {len(paths)} files do not exist: {list_some(missing)}{hint}"
+    checked.add(level, _singular(missing, hint) or text)
+    absent = set(missing)
+    checked.samples = [x for x in checked.samples if not absent & set(sample_paths(x))]
+
+
+def _singular(missing: Sequence[str], hint: str) -> str | None:
+    return f"{missing[0]} does not exist" if len(missing) == 1 and not hint else None
