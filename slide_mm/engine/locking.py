@@ -12,6 +12,10 @@ except ImportError:  # Not on Windows.
     fcntl = None
 
 
+class WorkDirTakenError(ConfigError):
+    """Another training is running in a work folder."""
+
+
 class WorkDirLock:
     """Holds a work folder for this training; the system frees it when the process dies.
 
@@ -37,7 +41,7 @@ class WorkDirLock:
         """Take the folder, if it exists and isn't held yet.
 
         Raises:
-            ConfigError: If another training has it.
+            WorkDirTakenError: If another training has it.
         """
         if self._descriptor is not None or fcntl is None or launched_rank() > 0:
             return
@@ -46,7 +50,7 @@ class WorkDirLock:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._close()
-            raise ConfigError(
+            raise WorkDirTakenError(
                 f"another training is running in {self.work_dir}: wait for its end, or give "
                 "another folder with --work-dir"
             ) from error

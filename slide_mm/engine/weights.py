@@ -74,7 +74,7 @@ def load_from_slide_mm(path: str, map_location: Any = None) -> dict[str, Any]:
     return _as_mmengine_has_it(checkpoint, state_dict)
 
 
-def check_checkpoint(cfg: Config, model: nn.Module, whole: bool) -> None:
+def check_checkpoint(cfg: Config, model: nn.Module, whole: bool) -> dict[str, Any]:
     """Refuse a ``load_from`` that is missing, damaged or of another architecture.
 
     MMEngine loads what fits and warns of the rest, and so would train or test random weights.
@@ -85,13 +85,16 @@ def check_checkpoint(cfg: Config, model: nn.Module, whole: bool) -> None:
         whole: Whether all of the model must fit, as for testing and resuming, or only most of the
             backbone, as for fine-tuning.
 
+    Returns:
+        What MMEngine will be handed; empty without a ``load_from``.
+
     Raises:
         CheckpointError: If the file doesn't exist, cannot be read, doesn't fit or has weights that
             are not finite.
     """
     path = cfg.get("load_from")
     if not path:
-        return
+        return {}
     origin = f"checkpoint {path}"
     checkpoint = read_checkpoint(path)
     state_dict = select_state_dict(checkpoint, model.state_dict(), origin)
@@ -109,6 +112,7 @@ def check_checkpoint(cfg: Config, model: nn.Module, whole: bool) -> None:
         check_state_dict_fits(model.backbone, weights, origin, _MIN_BACKBONE_FIT)
     _checked.clear()
     _checked[str(path)] = _as_mmengine_has_it(checkpoint, state_dict)
+    return _checked[str(path)]
 
 
 def load_weights(cfg: Config, model: nn.Module, checkpoint: str) -> None:
