@@ -87,7 +87,9 @@ def build_on_meta(model: ConfigDict, scope: str | None = None) -> nn.Module:
         return MODELS.build(model)
 
 
-def count_complexity(model: nn.Module, image_size: tuple[int, int]) -> Complexity:
+def count_complexity(
+    model: nn.Module, image_size: tuple[int, int], channels: int = 3
+) -> Complexity:
     """Count a detector or a segmentor.
 
     What runs at inference is counted: of detectors the heads too, without the selection of boxes,
@@ -98,9 +100,10 @@ def count_complexity(model: nn.Module, image_size: tuple[int, int]) -> Complexit
     Args:
         model: A model of MMDetection or MMSegmentation, on the device ``meta``.
         image_size: Height and width of the image, in pixels.
+        channels: Channels of the image.
     """
     model.eval()
-    image = torch.empty(1, 3, *image_size, device="meta")
+    image = torch.empty(1, channels, *image_size, device="meta")
     flops = count_flops(lambda: _run(model, image))
     return Complexity(flops, sum(parameter.numel() for parameter in model.parameters()))
 

@@ -4,7 +4,8 @@ import torch
 
 from slide_mm.analysis import Complexity, count_complexity
 from slide_mm.engine.config import get_task, load_config, require_keys
-from slide_mm.engine.preflight import check_model
+from slide_mm.engine.explaining import explain
+from slide_mm.engine.preflight import check_model, image_channels
 from slide_mm.engine.reporting import ConfigError
 
 # Those that detectors and segmentors are usually counted for, in the paper too.
@@ -35,9 +36,9 @@ def get_flops(
     with torch.device("meta"):
         model = check_model(cfg, pretrained=False)
     try:
-        return image_size, count_complexity(model, image_size)
+        return image_size, count_complexity(model, image_size, image_channels(model))
     except Exception as error:  # Foreign models may need data, or operators for real tensors alone.
         raise ConfigError(
             f"the model of {cfg.filename} cannot be counted at {image_size[0]} x {image_size[1]}: "
-            f"{type(error).__name__}: {error}"
+            f"{explain(error, cfg)}"
         ) from error

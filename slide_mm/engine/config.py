@@ -120,6 +120,15 @@ def iter_evaluators(evaluator: Any) -> Iterator[ConfigDict]:
             yield metric
 
 
+def drop_worker_options(cfg: Config) -> None:
+    """Leave out what PyTorch refuses of a loader without processes of its own."""
+    for split in ("train", "val", "test"):
+        loader = cfg.get(f"{split}_dataloader")
+        if isinstance(loader, dict) and not loader.get("num_workers"):
+            for option in ("persistent_workers", "prefetch_factor", "multiprocessing_context"):
+                loader.pop(option, None)
+
+
 def enable_amp(cfg: Config) -> None:
     """Train with automatic mixed precision.
 

@@ -5,9 +5,10 @@ import os
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from torch import distributed
+from torch import distributed, nn
 
 from slide_mm.engine.config import iter_nodes, type_name
+from slide_mm.engine.consistency import find_unused_parameters
 from slide_mm.engine.reporting import ConfigError, log_once
 
 _SYNC_BATCH_NORMS = ("SyncBN", "MMSyncBN")
@@ -37,6 +38,27 @@ def check_launcher(launcher: str) -> None:
         raise ConfigError(
             f"{num_local} processes on this machine need as many GPUs, and "
             f"{torch.cuda.device_count()} can be seen: start fewer, or check CUDA_VISIBLE_DEVICES"
+        )
+
+
+def find_unused_for_ddp(cfg: Config, model: nn.Module) -> None:
+    """Let a distributed training pass over parameters that get no gradient.
+
+    Args:
+        cfg: The config; may be changed.
+        model: Its model.
+    """
+    if cfg.launcher == "none":
+        return
+    unused = find_unused_parameters(model)
+    if unused:
+        cfg.find_unused_parameters = True
+        if cfg.get("model_wrapper_cfg"):
+            cfg.model_wrapper_cfg.find_unused_parameters = True
+        log_once(
+            f"find_unused_parameters=True, for {len(unused)} parameters get no gradient, such as "
+            f"{unused[0]}: no head looks at their map. Leave it out, as out_indices=(1, 2, 3) "
+            "does for a neck with start_level=1, and training takes less time"
         )
 
 

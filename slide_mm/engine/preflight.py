@@ -10,9 +10,11 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from slide_mm.checkpoints import read_checkpoint
+from slide_mm.checkpoints import CheckpointError, read_checkpoint
 from slide_mm.engine.data_paths import is_local
+from slide_mm.engine.explaining import explain
 from slide_mm.engine.reporting import ConfigError
+from slide_mm.engine.weights import read_checkpoints_safely
 
 
 def check_model(cfg: Config, pretrained: bool) -> nn.Module:
@@ -27,15 +29,18 @@ def check_model(cfg: Config, pretrained: bool) -> nn.Module:
         ConfigError: If the model cannot be built.
         CheckpointError: If a file doesn't exist, cannot be read or doesn't fit.
     """
+    read_checkpoints_safely()  # Some constructors load weights, too.
     scope = DefaultScope.overwrite_default_scope(cfg.get("default_scope"))
     try:
         with scope, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # The run builds the model again, and repeats them.
             model = MODELS.build(copy.deepcopy(cfg.model))
-    except (ValueError, KeyError, TypeError) as error:
-        if not _is_config_mistake(error):
-            raise
-        raise ConfigError(f"cannot build the model of {cfg.filename}: {error.args[0]}") from error
+    except (ConfigError, CheckpointError):
+        raise
+    except Exception as error:  # Constructors fail in many ways over what a config gives them.
+        raise ConfigError(
+            f"cannot build the model of {cfg.filename}: {explain(error, cfg)}"
+        ) from error
     if pretrained:
         for module in model.modules():
             init_cfg = getattr(module, "init_cfg", None)
@@ -57,11 +62,13 @@ def silence_log() -> Iterator[None]:
         logger.disabled = False
 
 
-def _is_config_mistake(error: Exception) -> bool:
-    """Whether a constructor refused what a config gave it, as opposed to failing inside."""
-    message = str(error)
-    return (
-        isinstance(error, ValueError)
-        or (isinstance(error, KeyError) and " registry" in message)
-        or (isinstance(error, TypeError) and "unexpected keyword argument" in message)
-    )
+def image_channels(model: nn.Module) -> int:
+    """Number of channels of the images that a model takes.
+
+    That of its backbone, or else of the means that its preprocessor subtracts, or else 3.
+    """
+    channels = getattr(getattr(model, "backbone", None), "in_channels", None)
+    if isinstance(channels, int):
+        return channels
+    mean = getattr(getattr(model, "data_preprocessor", None), "mean", None)
+    return 3 if mean is None else len(mean)

@@ -4,23 +4,37 @@ from collections.abc import Mapping
 from typing import Any
 
 import mmengine.runner  # noqa: F401  # Registers Runner.
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from slide_mm.engine.amp import adapt_amp_to_device
+from slide_mm.engine.checkpoint_hook import save_checkpoints_whole
 from slide_mm.engine.config import (
     disable_validation,
     draw_predictions,
+    drop_worker_options,
     enable_amp,
     enable_auto_scale_lr,
     enable_tta,
+    get_task,
     load_config,
     require_keys,
     write_predictions,
 )
+from slide_mm.engine.consistency import check_consistency
 from slide_mm.engine.data_paths import check_data
-from slide_mm.engine.distributed import check_launcher, leave_process_group, prepare_for_cpu
+from slide_mm.engine.data_report import check_annotations
+from slide_mm.engine.distributed import (
+    check_launcher,
+    find_unused_for_ddp,
+    leave_process_group,
+    prepare_for_cpu,
+)
+from slide_mm.engine.first_iteration import FirstIteration, first_iteration
 from slide_mm.engine.loading import pass_over_broken_files
+from slide_mm.engine.locking import WorkDirLock
 from slide_mm.engine.preflight import check_model
+from slide_mm.engine.randomness import make_repeatable
 from slide_mm.engine.resuming import set_resume
 from slide_mm.engine.weights import check_checkpoint
 
@@ -54,27 +68,42 @@ def train(
         ConfigError: If the config or an option is wrong, or data is missing.
         CheckpointError: If a checkpoint is missing, damaged or of another architecture.
     """
-    check_launcher(launcher)
-    cfg = load_config(config, cfg_options, work_dir, launcher)
-    require_keys(cfg, "training", "model", "train_dataloader", "train_cfg", "optim_wrapper")
-    if amp:
-        enable_amp(cfg)
-    if auto_scale_lr:
-        enable_auto_scale_lr(cfg)
-    if not validate:
-        disable_validation(cfg)
-    set_resume(cfg, resume)
+    with first_iteration() as first:
+        check_launcher(launcher)
+        cfg = first.cfg = load_config(config, cfg_options, work_dir, launcher)
+        require_keys(cfg, "training", "model", "train_dataloader", "train_cfg", "optim_wrapper")
+        if amp:
+            enable_amp(cfg)
+        if auto_scale_lr:
+            enable_auto_scale_lr(cfg)
+        if not validate:
+            disable_validation(cfg)
+        check_data(cfg, ("train", "val"))
+        check_annotations(cfg, ("train", "val"))
+        with WorkDirLock(cfg.work_dir) as lock, first.leave_nothing_in(cfg.work_dir):
+            lock.take()
+            _train(cfg, resume, first)
+    leave_process_group()
 
-    check_data(cfg, ("train", "val"))
+
+def _train(cfg: Config, resume: str | None, first: FirstIteration) -> None:
     model = check_model(cfg, pretrained=True)
-    check_checkpoint(cfg, model, whole=cfg.get("resume", False))
+    check_consistency(cfg, model, ("train", "val"))
+    meta = set_resume(cfg, resume, model)
+    if meta is None:
+        check_checkpoint(cfg, model, whole=False)
+    find_unused_for_ddp(cfg, model)
     del model
 
+    drop_worker_options(cfg)
+    make_repeatable(cfg, meta)
+    save_checkpoints_whole(cfg)
     pass_over_broken_files(cfg)
     adapt_amp_to_device(cfg)
     prepare_for_cpu(cfg)
-    RUNNERS.build(cfg).train()
-    leave_process_group()
+    runner = RUNNERS.build(cfg)
+    runner.register_hook(first)
+    runner.train()
 
 
 def test(
@@ -112,21 +141,34 @@ def test(
         ConfigError: If the config or an option is wrong, or data is missing.
         CheckpointError: If the checkpoint is missing, damaged or of another architecture.
     """
-    check_launcher(launcher)
-    cfg = load_config(config, cfg_options, work_dir, launcher)
-    require_keys(cfg, "testing", "model", "test_dataloader", "test_cfg", "test_evaluator")
-    cfg.load_from, cfg.resume = checkpoint, False
+    with first_iteration() as first:
+        check_launcher(launcher)
+        cfg = first.cfg = load_config(config, cfg_options, work_dir, launcher)
+        require_keys(cfg, "testing", "model", "test_dataloader", "test_cfg", "test_evaluator")
+        cfg.load_from, cfg.resume = checkpoint, False
+        if out is not None:
+            write_predictions(cfg, out)
+        if show or show_dir:
+            draw_predictions(cfg, show, show_dir, wait_time)
+        check_data(cfg, ("test",))
+        check_annotations(cfg, ("test",))
+        label_maps = out if get_task(cfg) == "mmseg" else None
+        with first.leave_nothing_in(cfg.work_dir, show_dir, label_maps):
+            metrics = _test(cfg, tta, first)
+    leave_process_group()
+    return metrics
 
-    check_data(cfg, ("test",))
-    check_checkpoint(cfg, check_model(cfg, pretrained=False), whole=True)
+
+def _test(cfg: Config, tta: bool, first: FirstIteration) -> dict[str, float]:
+    model = check_model(cfg, pretrained=False)
+    check_consistency(cfg, model, ("test",))
+    check_checkpoint(cfg, model, whole=True)
+    del model
 
     if tta:
         enable_tta(cfg)
-    if out is not None:
-        write_predictions(cfg, out)
-    if show or show_dir:
-        draw_predictions(cfg, show, show_dir, wait_time)
+    drop_worker_options(cfg)
     prepare_for_cpu(cfg)
-    metrics = RUNNERS.build(cfg).test()
-    leave_process_group()
-    return metrics
+    runner = RUNNERS.build(cfg)
+    runner.register_hook(first)
+    return runner.test()
