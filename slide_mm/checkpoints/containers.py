@@ -47,7 +47,6 @@ def read_file(path: str | os.PathLike) -> Any:
 def _read_zip(file: IO[bytes], size: int) -> Any:
     with zipfile.ZipFile(file) as archive:
         records = {record.filename: record for record in archive.infolist()}
-        _check_records(archive.infolist(), size)
         (pickled,) = (name for name in records if name.endswith("/data.pkl"))
         folder = pickled.removesuffix("data.pkl")
         if f"{folder}constants.pkl" in records:
@@ -55,6 +54,7 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
                 "is a program of TorchScript, not weights: save those of the model it was made of, "
                 "by torch.save(model.state_dict(), PATH)"
             )
+        _check_records(archive.infolist(), size)
         _check_byte_order(archive, records.get(f"{folder}byteorder"))
 
         def read(key: str, _: int) -> Tensor:

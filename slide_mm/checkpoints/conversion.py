@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -152,11 +153,10 @@ def recognise(state_dict: Mapping[str, Tensor], origin: str) -> str:
             name for name in names if source.has_part(name) and not source.targets(name)
         ]
     closest = max(SOURCES, key=lambda key: len(known[key]) - len(unknown[key]))
-    is_like = len(known[closest]) > len(names) / 2
-    if is_like and not unknown[closest]:
+    if known[closest] and not unknown[closest]:
         return closest
     problem = f"begin with {next(iter(state_dict))}"
-    if is_like:
+    if len(known[closest]) > len(names) / 2:
         problem = f"are most like {closest}, which has no {unknown[closest][0]}"
     raise CheckpointError(
         f"{origin} is of another model: its weights {problem}; known layouts are "
@@ -168,7 +168,11 @@ def _select(
     state_dict: Mapping[str, Tensor], prefix: str | None, source: str | None, origin: str
 ) -> tuple[dict[str, Tensor], list[Entry]]:
     """Take the tensors below a prefix, and list those beside them."""
-    state_dict = {drop_wrapper_parts(name): tensor for name, tensor in state_dict.items()}
+    names = Counter(map(drop_wrapper_parts, state_dict))
+    state_dict = {
+        name if names[drop_wrapper_parts(name)] > 1 else drop_wrapper_parts(name): tensor
+        for name, tensor in state_dict.items()
+    }
     if prefix is None:
         prefix = _find_prefix(list(state_dict), source, origin)
     prefix = f"{prefix.rstrip('.')}." if prefix else ""

@@ -84,10 +84,13 @@ def select_state_dict(
         prefixes = [prefix for key, prefix in votes if votes[key, prefix] == (most, -index)]
         is_model = most > len(shapes) / 2
         prefix = choose_prefix(prefixes if is_model else prefixes[:1], f"{origin} has the model")
-    tensors = candidates[index] if candidates else OrderedDict()
-    state_dict = _require_plain(_cut_prefix(tensors, prefix), origin)
-    check_weights(state_dict, expected, origin)
-    return state_dict
+    tensors = _cut_prefix(candidates[index] if candidates else OrderedDict(), prefix)
+    if shapes.keys() <= tensors.keys():
+        for name in [name for name, x in tensors.items() if isinstance(x, Unusable)]:
+            if name not in expected:
+                del tensors[name]  # It isn't missed.
+    check_weights(_require_plain(tensors, origin), expected, origin)
+    return tensors
 
 
 def choose_prefix(prefixes: list[str], problem: str) -> str:
@@ -197,16 +200,24 @@ def _flatten(
             name = name.removeprefix("module.")
         return name
 
+    def put(name: str, value: Tensor | Unusable) -> None:
+        cleaned = clean(name)
+        if cleaned not in tensors:
+            tensors[cleaned] = value
+        elif kept_parts is None:
+            tensors[cleaned] = Unusable("there twice")
+        else:
+            tensors[name] = value
+
     def visit(level: Mapping[Any, Any], path: str, depth: int) -> None:
         seen.add(id(level))
         for key, value in level.items():
             if isinstance(value, Mapping) and depth < _MAX_DEPTH and id(value) not in seen:
                 visit(value, f"{path}{key}.", depth + 1)
             elif isinstance(value, Tensor | Unusable):
-                name = clean(f"{path}{key}")
                 if not isinstance(key, str):
                     value = Unusable(f"called by a {type(key).__name__}, not by a name")
-                tensors[name] = Unusable("there twice") if name in tensors else value
+                put(f"{path}{key}", value)
 
     visit(checkpoint, "", 0)
     metadata = getattr(checkpoint, "_metadata", {})

@@ -97,7 +97,11 @@ def check_checkpoint(cfg: Config, model: nn.Module, whole: bool) -> dict[str, An
         return {}
     origin = f"checkpoint {path}"
     checkpoint = read_checkpoint(path)
-    state_dict = select_state_dict(checkpoint, model.state_dict(), origin)
+    expected = model.state_dict()
+    state_dict = select_state_dict(checkpoint, expected, origin)
+    for name in [name for name in state_dict if name.startswith("module.")]:
+        if name not in expected:
+            del state_dict[name]  # MMEngine would cut that off, and put it over another tensor.
     if cfg.get("resume"):
         _check_state_of_training(checkpoint, state_dict, origin)
     if whole or not hasattr(model, "backbone"):
