@@ -46,7 +46,7 @@ _LEFTOVERS = re.compile(
     r"argparse\.Namespace"
     r"|builtins\.(?:bytearray|complex|dict|float|int|list|object|range|slice|str|tuple)"
     r"|datetime\.\w+"
-    r"|mmengine\.(?:logging\.history_buffer\.HistoryBuffer|optim\.scheduler\.[\w.]+)"
+    r"|mmengine\.(?:logging\.history_buffer\.HistoryBuffer(?:\.\w+)?|optim\.scheduler\.[\w.]+)"
     r"|numpy\.(?:ndarray|dtypes\.\w+|bool_?|float\d+|int\d+|uint\d+)"
     r"|omegaconf\.[\w.]+|typing\.\w+"
     r"|pathlib\.(?:_local\.)?(?:Pure)?(?:Posix|Windows)?Path"

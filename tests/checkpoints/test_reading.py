@@ -1,18 +1,25 @@
 import argparse
-import os
-import pickle
+import datetime
+import pathlib
+import random
 import sys
 import types
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub
 from safetensors.torch import save_file
 from torch import nn
 
-from slide_mm.checkpoints import CheckpointError, get_state_dict, read_checkpoint
+from slide_mm.checkpoints import (
+    CheckpointError,
+    get_state_dict,
+    is_lifeless,
+    read_checkpoint,
+)
 
 
 def test_reads_weights_of_a_training(tmp_path):
@@ -81,48 +88,99 @@ def test_reads_what_trainings_leave(tmp_path, monkeypatch, yacs_settings, legacy
     assert read["half"].dtype == torch.bfloat16
 
 
-class Code:
-    """Makes a folder when it is unpickled."""
-
-    def __reduce__(self):
-        return os.mkdir, ("was here",)
-
-
-@pytest.mark.parametrize("save", ["torch", "legacy torch", "pickle"])
-def test_runs_no_code(tmp_path, monkeypatch, save):
-    monkeypatch.chdir(tmp_path)
-    checkpoint = {"state_dict": {"weight": torch.ones(1)}, "code": Code()}
-    if save == "pickle":
-        with open("evil.pth", "wb") as file:
-            pickle.dump({"weight": 1, "code": Code()}, file)
-    else:
-        torch.save(checkpoint, "evil.pth", _use_new_zipfile_serialization=save == "torch")
-    with pytest.raises(CheckpointError, match=r"^checkpoint evil.pth holds \w+.mkdir, which is"):
-        read_checkpoint("evil.pth")
-    assert os.listdir() == ["evil.pth"]
-
-
-class Method:
-    """What MMEngine's histories hold: a method got by name. Histories don't call it."""
-
-    def __call__(self):
-        pass
-
-    def __reduce__(self):
-        return getattr, (HistoryBuffer, "update")
+def draw_state(draw, depth=0):
+    """What trainings save: plain values in dicts, lists and tuples."""
+    leaves = [
+        lambda: draw.choice(
+            (None, True, False, 0, -1, 1 << 70, 0.5, float("inf"), "", "ä\n", b"\0")
+        ),
+        lambda: draw.choice((np.float64(0.25), np.float32(3), np.int64(-7), np.bool_(True))),
+        lambda: np.arange(6).reshape(2, 3).astype(draw.choice(("f4", "f8", "i8", "u1", "?"))),
+        lambda: np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        lambda: np.array(["a", "bc"]),
+        lambda: torch.arange(6).view(2, 3).to(draw.choice((torch.half, torch.int8, torch.bool))),
+        lambda: torch.randn(4, 6)[::2, 1::2],
+        lambda: torch.empty(0, 3),
+        lambda: torch.zeros(1).expand(5),
+        lambda: HistoryBuffer([0.5, 1.0], [1, 2], 10),
+        lambda: Counter([8, 11]),
+        lambda: deque([1, 2], 3),
+        lambda: {"a", "b"},
+        lambda: torch.Size((2, 3)),
+        lambda: ConfigDict(type="A", size=(1, 2)),
+    ]
+    if depth == 4 or draw.random() < 0.4:
+        return draw.choice(leaves)()
+    items = [draw_state(draw, depth + 1) for _ in range(draw.randrange(4))]
+    keys = draw.sample((0, "a", (1, "b"), None, 2.5), len(items))
+    pairs = list(zip(keys, items, strict=True))
+    return draw.choice((items, tuple(items), dict(pairs), OrderedDict(pairs)))
 
 
-class Call:
-    def __reduce__(self):
-        return Method(), ()
+def is_same(given, read):
+    if isinstance(given, torch.Tensor):
+        return torch.equal(given, read) and given.dtype == read.dtype
+    if isinstance(given, np.ndarray | np.generic):
+        is_same_kind = type(given) is type(read) and given.dtype == read.dtype
+        return is_same_kind and np.array_equal(given, read)
+    if isinstance(given, HistoryBuffer):
+        buffers = zip(given.data, read.data, strict=True)
+        return given.max_length == read.max_length and all(is_same(*pair) for pair in buffers)
+    if isinstance(given, dict):
+        kind = dict if isinstance(given, ConfigDict) else type(given)
+        is_same_kind = type(read) is kind and list(read) == list(given)
+        return is_same_kind and all(is_same(given[key], read[key]) for key in given)
+    if type(given) is not type(read):
+        return False
+    if isinstance(given, list | tuple):
+        return all(is_same(*pair) for pair in zip(given, read, strict=True))
+    return given == read
 
 
-def test_calls_nothing_that_it_stands_in_for(tmp_path):
-    torch.save({"weight": torch.ones(1), "method": Method()}, tmp_path / "harmless.pth")
-    assert read_checkpoint(tmp_path / "harmless.pth")["weight"] == 1
-    torch.save({"weight": torch.ones(1), "method": Call()}, tmp_path / "call.pth")
-    with pytest.raises(CheckpointError, match=r"call.pth calls a Leftover, which no training does"):
-        read_checkpoint(tmp_path / "call.pth")
+def test_rebuilds_the_plain_state_of_trainings(tmp_path):
+    draw = random.Random(0)
+    for number in range(200):
+        state = {"state": draw_state(draw), "again": draw_state(draw)}
+        state["twice"] = [state["again"], state["again"]]
+        torch.save(
+            state,
+            tmp_path / "state.pth",
+            pickle_protocol=draw.randrange(2, 6),
+            _use_new_zipfile_serialization=draw.random() < 0.7,
+        )
+        read = read_checkpoint(tmp_path / "state.pth")
+        assert is_same(state, read), (number, state, read)
+
+
+def test_what_else_trainings_leave_is_lifeless(tmp_path):
+    left = {
+        "path": pathlib.PurePosixPath("runs"),
+        "windows": pathlib.PureWindowsPath("runs"),
+        "time": datetime.datetime(2024, 1, 1),
+        "args": argparse.Namespace(lr=0.1),
+        "method": HistoryBuffer.mean,
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "when": np.array(["2024-01-01"], dtype="datetime64[D]"),
+        "objects": np.array([None, "a"], dtype=object),
+        "big-endian": np.arange(3).astype(">i4"),
+    }
+    for protocol in (2, 4):
+        torch.save({**left, "weight": torch.ones(1)}, tmp_path / "a.pth", pickle_protocol=protocol)
+        read = read_checkpoint(tmp_path / "a.pth")
+        assert read.pop("weight") == 1
+        assert [key for key in read if not is_lifeless(read[key])] == []
+
+
+def test_reads_a_file_without_checksums(tmp_path):
+    if not hasattr(torch.serialization, "set_crc32_options"):
+        pytest.skip("this PyTorch always writes them")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": torch.arange(5.0)}, tmp_path / "weights.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(tmp_path / "weights.pth")["weight"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_refuses_other_files(tmp_path):
