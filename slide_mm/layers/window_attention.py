@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from slide_mm.layers.arguments import rate, whole_number
 from slide_mm.layers.downsampling import pad_to_multiple
 from slide_mm.layers.heads import head_dim_of
+from slide_mm.ops.compat import is_exporting
 
 # Each block keeps the square of a window's tokens, 8 bytes a pair.
 MAX_WINDOW_SIZE = 64
@@ -104,7 +105,11 @@ class ShiftedWindowAttention(nn.Module):
             attention_bias.to(query.dtype),
             dropout_p=self.attn_drop if self.training else 0.0,
         )
-        return x.transpose(1, 2).reshape(batch, num_windows, tokens, channels)
+        x = x.transpose(1, 2)
+        if is_exporting():
+            # In ONNX attention lays its output out in another way.
+            x = x.clone(memory_format=torch.contiguous_format)
+        return x.reshape(batch, num_windows, tokens, channels)
 
     def attention_bias(self, size: Sequence[int]) -> Tensor:
         """Bias of the logits of a map: relative positions and mask.

@@ -16,6 +16,9 @@ if hasattr(torch.compiler, "is_compiling"):
 else:
     is_compiling = torch._utils.is_compiling
 
+# Whether torch.export looks at what runs; older versions don't tell.
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
 # Decorates what FlopCounterMode counts an operator with.
 register_flop_formula = getattr(flop_counter, "register_flop_formula", _register_flop_formula)
 

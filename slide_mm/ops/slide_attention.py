@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from slide_mm.ops import cpu_kernel, fused
 from slide_mm.ops.arguments import check_numbers, check_tokens, check_weights
+from slide_mm.ops.compat import is_exporting
 from slide_mm.ops.forms import FORMS, Form
 
 FUSED = ("compiled", "chunked")
@@ -49,7 +50,7 @@ def slide_attention(
         scale: Factor of the query; ``head_dim ** -0.5`` when None.
         backend: One of ``BACKENDS``. All give the same result. ``'auto'`` takes ``'compiled'``, for
             float32 on a CPU, where it can; else ``'chunked'``; and ``'tap'``, of which PyTorch sees
-            every operation, for dropout and tracing.
+            every operation, for dropout, tracing and exporting.
         dropout_p: Probability of dropping an attention weight.
 
     Returns:
@@ -173,6 +174,8 @@ def _choose(
     """Settle on a fused backend or on a form."""
     if backend not in ("auto", *FUSED):
         return backend
+    if backend == "auto" and is_exporting():
+        return "tap"  # Whoever reads an exported program doesn't know our operator.
     given = [tensor for tensor in (*inputs, *weights) if tensor is not None]
     kernel_size = weights[0].shape[-1]
     problems = {
