@@ -172,3 +172,6 @@ def as_old(pickled, path):
 def as_pickle(pickled, path):
     """A file of the pickle module."""
     path.write_bytes(pickled)
+
+
+CONTAINERS = (as_zip, as_old, as_pickle)

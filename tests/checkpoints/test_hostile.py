@@ -1,6 +1,7 @@
 import argparse
 import copyreg
 import io
+import itertools
 import os
 import pickle
 import random
@@ -10,19 +11,10 @@ from contextlib import suppress
 
 import pytest
 import torch
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from slide_mm.checkpoints import CheckpointError, get_state_dict, read_checkpoint
-from slide_mm.engine.weights import read_checkpoints_safely
 from tests.checkpoints import hostile
-
-CONTAINERS = (hostile.as_zip, hostile.as_old, hostile.as_pickle)
-
-
-def by_mmengine(path):
-    read_checkpoints_safely()
-    return CheckpointLoader.load_checkpoint(str(path), logger="silent")
 
 
 @pytest.fixture(autouse=True)
@@ -45,17 +37,14 @@ def test_the_draws_are_real(way, call, folder):
     assert (folder / "canary").exists()
 
 
-@pytest.mark.parametrize("read", [read_checkpoint, by_mmengine])
-@pytest.mark.parametrize("container", CONTAINERS)
-def test_runs_no_code(read, container, folder):
+@pytest.mark.parametrize("container", hostile.CONTAINERS)
+def test_runs_no_code(container, folder):
     before = dict(vars(argparse.Namespace))
     draw = random.Random(container.__name__)
-    draws = [(call, way) for call in hostile.CALLS for way in hostile.WAYS]
-    for call, way in draws if read is read_checkpoint else draw.sample(draws, 60):
-        pickled = hostile.draw_pickle(draw, call, way)
-        container(pickled, folder / "evil.pth")
+    for call, way in itertools.product(hostile.CALLS, hostile.WAYS):
+        container(hostile.draw_pickle(draw, call, way), folder / "evil.pth")
         with pytest.raises(CheckpointError, match=r"^checkpoint .*evil.pth ") as caught:
-            read(folder / "evil.pth")
+            read_checkpoint(folder / "evil.pth")
         assert "\n" not in str(caught.value)
         assert os.listdir() == ["evil.pth"], (call, way)
     assert dict(vars(argparse.Namespace)) == before
@@ -120,7 +109,6 @@ def test_takes_no_age(folder):
         level = {"model": level, "state_dict": level, "other": level}
     torch.save({"state_dict": {"weight": torch.ones(1)}, "other": level}, "slow.pth")
     assert get_state_dict(read_checkpoint("slow.pth"))["weight"] == 1
-    assert by_mmengine("slow.pth")["state_dict"]["weight"] == 1
 
 
 class Claim:

@@ -11,7 +11,13 @@ from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
 from slide_mm.checkpoints import CheckpointError
-from slide_mm.engine.weights import check_checkpoint, load_weights, read_checkpoints_safely
+from slide_mm.engine.weights import (
+    check_checkpoint,
+    load_from_slide_mm,
+    load_weights,
+    read_checkpoints_safely,
+)
+from tests.checkpoints import hostile
 from tests.checkpoints.test_state_dicts import TURNS, draw_names, draw_wrappers
 
 
@@ -73,6 +79,22 @@ def test_refuses_what_is_no_weight(whole):
             if "numbers" not in kind:  # Without a model, integers may be what they are.
                 with pytest.raises(CheckpointError, match=kind):
                     CheckpointLoader.load_checkpoint("weights.pth", logger="silent")
+
+
+@pytest.mark.parametrize("container", hostile.CONTAINERS)
+def test_mmengine_runs_no_code(container, folder):
+    draw = random.Random(container.__name__)
+    for _ in range(60):
+        container(hostile.draw_pickle(draw), folder / "evil.pth")
+        with pytest.raises(CheckpointError, match=r"^checkpoint evil.pth "):
+            CheckpointLoader.load_checkpoint("evil.pth", logger="silent")
+        assert os.listdir() == ["evil.pth"]
+
+
+def test_mmengine_has_no_other_way_to_read():
+    """Every kind of address that it knows leads to our reading."""
+    for pattern, loader in CheckpointLoader._schemes.items():
+        assert loader is load_from_slide_mm, pattern
 
 
 def test_parts_of_other_libraries_start_from_what_is_wrapped():
