@@ -1,7 +1,7 @@
 """What to say of a COCO file: counts, damage, and what a training or a test would end with."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from slide_mm.data_checks.coco_file import (
 )
 from slide_mm.data_checks.coco_usage import Reading, Usage
 from slide_mm.data_checks.findings import Finding, Level, list_some
-from slide_mm.data_checks.reasons import EXPLANATIONS, Reason
+from slide_mm.data_checks.reasons import EXPLANATIONS, IMAGE_REASONS, ImageReason
 
 # Beyond its image by more than a pixel and this part of its side.
 _OVERHANG = 0.01
@@ -43,17 +43,15 @@ def describe_usage(
 
 
 def _count_images(file: CocoFile, usage: Usage) -> Iterator[Finding]:
-    used = int(usage.image_used.sum())
     if not file.images:
         yield Finding(Level.PROBLEM, "it lists no images")
         return
     text = f"{len(file.images)} images"
-    if used != len(file.images):
-        text += f", of which {used} are used"
+    text += _list_unused(usage.image_reasons, IMAGE_REASONS)
     counts = np.bincount(usage.image_of[usage.used], minlength=len(file.images))
     empty = int((usage.image_used & (counts == 0)).sum())
     if empty and file.annotations:
-        text += f", {empty} of them without an object"
+        text += f"; {empty} are used without an object"
     yield Finding(Level.FACT, text)
 
 
@@ -61,21 +59,21 @@ def _count_annotations(usage: Usage) -> Iterator[Finding]:
     if not len(usage.reasons):
         return
     labels = np.unique(usage.label_of[usage.used])
+    absent = [str(name) for label, name in enumerate(usage.names) if label not in labels]
     text = f"{len(usage.reasons)} annotations"
-    counts = np.bincount(usage.reasons, minlength=len(Reason))
-    if counts[Reason.USED] != len(usage.reasons):
-        unused = ", ".join(
-            f"{count} {EXPLANATIONS[reason].brief}"
-            for reason in list(Reason)[1:]
-            if (count := counts[reason])
-        )
-        text += f", of which {counts[Reason.USED]} are used; not used: {unused}"
-    yield Finding(Level.FACT, text)
-    absent = [name for label, name in enumerate(usage.names) if label not in labels]
-    text = f"{len(labels)} of {len(usage.names)} classes occur"
-    if absent and len(labels):
-        text += f"; never used: {list_some([str(name) for name in absent])}"
-    yield Finding(Level.FACT, text)
+    if len(labels):
+        text += f" of {len(labels)} classes"
+        text += f" (never: {list_some(absent)})" if absent else ""
+    briefs = {reason: explanation.brief for reason, explanation in EXPLANATIONS.items()}
+    yield Finding(Level.FACT, text + _list_unused(usage.reasons, briefs))
+
+
+def _list_unused(reasons: np.ndarray, briefs: Mapping[int, str]) -> str:
+    counts = np.bincount(reasons, minlength=1)
+    if counts[0] == len(reasons):
+        return ""
+    unused = [f"{counts[x]} {brief}" for x, brief in briefs.items() if counts[x : x + 1].any()]
+    return f", of which {counts[0]} are used; not used: {', '.join(unused)}"
 
 
 def _check_images(path: str, file: CocoFile, usage: Usage, name_key: str) -> Iterator[Finding]:
@@ -90,7 +88,7 @@ def _check_images(path: str, file: CocoFile, usage: Usage, name_key: str) -> Ite
                 f"{lacking.size} of {total} images in {path} have no {key!r} (for example "
                 f"{example}): add it to each",
             )
-    lost = np.flatnonzero(usage.image_lost)
+    lost = np.flatnonzero(usage.image_reasons == ImageReason.LOST)
     if lost.size:
         first = ids[lost[0]]
         names = [str(x.get(name_key)) for x in file.images if x.get("id") == first]

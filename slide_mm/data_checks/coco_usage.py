@@ -21,7 +21,7 @@ from slide_mm.data_checks.coco_file import (
     is_absent,
 )
 from slide_mm.data_checks.masks import Mask, check_masks
-from slide_mm.data_checks.reasons import Reason
+from slide_mm.data_checks.reasons import ImageReason, Reason
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ class Usage:
     Attributes:
         categories: Ids of the categories that are used, in the order of their labels.
         names: Their names.
-        image_lost: Whether an image of the file is lost to a later one of its id.
-        image_used: Whether it is used.
+        image_reasons: :class:`ImageReason` of every image.
         image_of: Place of each annotation's image among the images, -1 for none.
         label_of: Its label, -1 for none.
         reasons: Its :class:`Reason`.
@@ -74,8 +73,7 @@ class Usage:
 
     categories: list[Any]
     names: list[str]
-    image_lost: np.ndarray
-    image_used: np.ndarray
+    image_reasons: np.ndarray
     image_of: np.ndarray
     label_of: np.ndarray
     reasons: np.ndarray
@@ -87,6 +85,11 @@ class Usage:
     def used(self) -> np.ndarray:
         """Whether each annotation is used."""
         return self.reasons == Reason.USED
+
+    @property
+    def image_used(self) -> np.ndarray:
+        """Whether each image is used."""
+        return self.image_reasons == ImageReason.USED
 
     @property
     def image_sizes(self) -> np.ndarray:
@@ -105,7 +108,7 @@ def find_usage(file: CocoFile, reading: Reading) -> Usage:
     label_of = find_ids(file.column("category_id"), _label_index(categories))
     boxes, four_numbers = as_boxes(file.column("bbox"))
     usage = Usage(
-        *(categories, names, lost, ~lost, image_of, label_of),
+        *(categories, names, lost * np.int8(ImageReason.LOST), image_of, label_of),
         reasons=np.zeros(len(file.annotations), np.int8),
         sizes=sizes,
         boxes=boxes,
@@ -189,21 +192,26 @@ def _find_bad_areas(usage: Usage, file: CocoFile) -> None:
 
 def _leave_out_images(usage: Usage, file: CocoFile, reading: Reading, crowds: np.ndarray) -> None:
     """What filter_data and ``indices`` leave out."""
+    if reading.filters and reading.filter_empty:
+        objects = _is_object(usage, file, reading, crowds)
+        _leave_out(usage, ImageReason.EMPTY, _count_by_image(usage, objects) == 0)
+        if reading.filter_crowds:
+            single = usage.used & ~crowds
+            _leave_out(usage, ImageReason.CROWDS, _count_by_image(usage, single) == 0)
     if reading.filters:
-        if reading.filter_empty:
-            usage.image_used &= _count_by_image(usage, _is_object(usage, file, reading, crowds)) > 0
-        if reading.filter_empty and reading.filter_crowds:
-            usage.image_used &= _count_by_image(usage, usage.used & ~crowds) > 0
-        usage.image_used &= usage.sizes.min(1) >= reading.min_size
+        _leave_out(usage, ImageReason.SMALL, ~(usage.sizes.min(1) >= reading.min_size))
     if reading.indices is not None:
         left = np.flatnonzero(usage.image_used)
-        usage.image_used[:] = False
         if isinstance(reading.indices, int):
             whole = reading.indices >= 0
             chosen = left[: reading.indices] if whole else left[reading.indices :]
         else:
             chosen = left[[i for i in reading.indices if -len(left) <= i < len(left)]]
-        usage.image_used[chosen] = True
+        _leave_out(usage, ImageReason.INDICES, ~np.isin(np.arange(len(file.images)), chosen))
+
+
+def _leave_out(usage: Usage, reason: ImageReason, where: np.ndarray) -> None:
+    usage.image_reasons[where & usage.image_used] = reason
 
 
 def _is_object(usage: Usage, file: CocoFile, reading: Reading, crowds: np.ndarray) -> np.ndarray:
@@ -216,7 +224,7 @@ def _is_object(usage: Usage, file: CocoFile, reading: Reading, crowds: np.ndarra
 
 
 def _count_by_image(usage: Usage, chosen: np.ndarray) -> np.ndarray:
-    return np.bincount(usage.image_of[chosen], minlength=len(usage.image_used))
+    return np.bincount(usage.image_of[chosen], minlength=len(usage.image_reasons))
 
 
 def _find_unmasked(usage: Usage, file: CocoFile, reading: Reading, crowds: np.ndarray) -> None:

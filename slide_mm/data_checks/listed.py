@@ -53,10 +53,9 @@ def describe_listed(
 def _describe_labels(labels: Sequence[Any], classes: Sequence[str]) -> list[Finding]:
     counts = Counter(label for label in labels if isinstance(label, int))
     absent = [name for label, name in enumerate(classes) if label not in counts]
-    text = f"{len(classes) - len(absent)} of {len(classes)} classes occur"
+    findings = []
     if absent and counts:
-        text += f"; never used: {list_some(absent)}"
-    findings = [Finding(Level.FACT, text)] if classes else []
+        findings.append(Finding(Level.FACT, f"classes that never occur: {list_some(absent)}"))
     beyond = [label for label in counts if not 0 <= label < len(classes)] if classes else []
     if beyond:
         text = f"{sum(counts[x] for x in beyond)} annotations have a label beyond the config's "

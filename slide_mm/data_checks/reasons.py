@@ -37,6 +37,26 @@ class Reason(IntEnum):
     RUN_LENGTHS = 25
 
 
+class ImageReason(IntEnum):
+    """What becomes of an image."""
+
+    USED = 0
+    LOST = 1
+    EMPTY = 2
+    CROWDS = 3
+    SMALL = 4
+    INDICES = 5
+
+
+IMAGE_REASONS = {
+    ImageReason.LOST: "whose id a later one has",
+    ImageReason.EMPTY: "without an object of the classes",
+    ImageReason.CROWDS: "with nothing but crowds",
+    ImageReason.SMALL: "with a side below min_size",
+    ImageReason.INDICES: "left out by indices",
+}
+
+
 @dataclass(frozen=True)
 class Explanation:
     """How a reason is told: "3 annotations of FILE <why> (for example ...): <advice>"."""

@@ -88,11 +88,11 @@ class SampleReader:
         paths = sample["img_path"]
         path = paths[0] if isinstance(paths, list) else paths
         try:
+            for part in paths if isinstance(paths, list) else [paths]:
+                require_whole(read_bytes(part, self.load_image))
             loaded = self.load_image(dict(sample))
             assert loaded is not None, "it could not be decoded"
             height, width = loaded["img"].shape[:2]
-            for part in paths if isinstance(paths, list) else [paths]:
-                require_whole(read_bytes(part, self.load_image))
         except Exception as error:  # Decoders raise many kinds.
             return Seen(path, f"cannot be read: {_reason(error)}")
         annotated = sample.get("width"), sample.get("height")
@@ -109,17 +109,15 @@ class SampleReader:
     def _read_labels(self, loaded: Sample, shape: tuple[int, int]) -> Seen:
         path = loaded["seg_map_path"]
         try:
-            labels = self.load_labels(loaded)["gt_seg_map"]
             content = read_bytes(path, self.load_labels)
             require_whole(content)
+            labels = self.load_labels(loaded)["gt_seg_map"]
         except Exception as error:  # Decoders raise many kinds.
             return Seen(path, f"cannot be read: {_reason(error)}")
         if labels.ndim != 2:
-            return Seen(
-                path,
-                f"is read as {labels.shape[2]} channels, and label maps have one (of a "
-                "palette's numbers, imdecode_backend='pillow' reads one channel)",
-            )
+            hint = " (imdecode_backend='pillow' reads the numbers of a palette)"
+            hint = hint if _mode(content) == "P" else ""
+            return Seen(path, f"has {labels.shape[2]} channels: label maps have one{hint}")
         if labels.shape != shape:
             return Seen(
                 path, f"is {_by(*labels.shape[::-1])} pixels, and its image {_by(*shape[::-1])}"
@@ -193,15 +191,21 @@ def require_whole(content: bytes) -> None:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _largest_value(content: bytes) -> int:
-    """The largest value of a map whose file has more than 8 bits, 65535 apart; 0 for others."""
+def _mode(content: bytes) -> str:
+    """Pillow's name of an image's kind, ``''`` where it doesn't know it."""
     try:
         with Image.open(BytesIO(content)) as image:
-            if image.mode[:1] not in ("I", "F"):
-                return 0
-            values = np.asarray(image)
+            return image.mode
     except (OSError, ValueError):
+        return ""
+
+
+def _largest_value(content: bytes) -> int:
+    """The largest value of a map whose file has more than 8 bits, 65535 apart; 0 for others."""
+    if _mode(content)[:1] not in ("I", "F"):
         return 0
+    with Image.open(BytesIO(content)) as image:
+        values = np.asarray(image)
     return int(values[values != 65535].max(initial=0))  # All bits set: 255 in eight of them.
 
 

@@ -262,10 +262,11 @@ def _describe_labels(seen: list[Seen], split: str, classes: Any) -> Iterator[Fin
     labels = frozenset().union(*(result.labels for result in seen))
     absent = [name for label, name in enumerate(classes) if label not in labels]
     ignored = sum(result.ignored for result in seen)
-    text = f"{len(classes) - len(absent)} of {len(classes)} labels occur"
-    text += f"; never: {list_some([*map(str, absent)])}" if absent else ""
-    text += f"; {ignored / pixels:.1%} of the pixels are ignored" if ignored else ""
-    yield Finding(Level.FACT, text)
+    if absent:
+        text = f"classes that never occur: {list_some([*map(str, absent)])}"
+        yield Finding(Level.FACT, text)
+    if ignored:
+        yield Finding(Level.FACT, f"{ignored / pixels:.1%} of the pixels are ignored")
     if split == "train" and len(labels) < min(2, len(classes)):
         only = ", ".join(str(classes[x]) for x in labels if x < len(classes)) or "no class"
         yield Finding(

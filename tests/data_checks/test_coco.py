@@ -88,7 +88,7 @@ def damage(rng, coco, reason, key, values, rows):
 
 def draw_case(rng):
     """A damaged file, and the rows of each reason."""
-    coco = make_coco(rng, num_images=int(rng.integers(2, 8)), num_annotations=30)
+    coco = make_coco(rng, num_images=int(rng.integers(2, 20)), num_annotations=30)
     coco["categories"].append({"id": 50, "name": "none of the config's"})
     rows = rng.permutation(30)
     expected = {}
