@@ -80,7 +80,7 @@ def _run(tool: str, arguments: list[str], folder: Path, log: Path) -> int:
     output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
-    sys.stdout, sys.stderr = (open(x, "w", buffering=1, closefd=False) for x in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(x, "w", buffering=1, closefd=False) for x in (1, 2))
     os.chdir(folder)
     torch.set_num_threads(1)  # A fork has none of the threads that OpenMP counts on.
     script = ROOT / "tools" / tool
