@@ -1,8 +1,11 @@
 import argparse
 import datetime
+import functools
+import http.server
 import pathlib
 import random
 import sys
+import threading
 import types
 from collections import Counter, OrderedDict, deque
 
@@ -16,6 +19,7 @@ from torch import nn
 
 from slide_mm.checkpoints import (
     CheckpointError,
+    fetching,
     get_state_dict,
     is_lifeless,
     read_checkpoint,
@@ -205,3 +209,34 @@ def test_refuses_what_is_cut_off(tmp_path, save, share):
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(CheckpointError, match=r"weights.pth \(\d+ bytes\) cannot be read"):
         read_checkpoint(path)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Address of a folder, and the folder."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    monkeypatch.setattr(handler.func, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}", folder
+        served.shutdown()
+
+
+def test_fetches_addresses(server, monkeypatch):
+    address, folder = server
+    catalogues = {"mmcls": lambda: {"swin": f"{address}/swin-0123abcd.pth"}}
+    monkeypatch.setattr(fetching, "_CATALOGUES", catalogues)
+    for value in (1.0, 2.0):
+        for name in ("weights.pth", "swin-0123abcd.pth"):
+            torch.save({"weight": torch.tensor(value)}, folder / name)
+        assert read_checkpoint(f"{address}/weights.pth")["weight"] == value
+        # Such a name is that of one file.
+        assert read_checkpoint(f"{address}/swin-0123abcd.pth")["weight"] == 1
+        assert read_checkpoint("mmcls://swin")["weight"] == 1
+    for path in (f"{address}/nothing.pth", "mmcls://nothing", "ftp://127.0.0.1/a.pth"):
+        with pytest.raises(CheckpointError, match=f"^checkpoint {path} cannot be fetched"):
+            read_checkpoint(path)
