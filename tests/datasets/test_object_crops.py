@@ -47,3 +47,29 @@ def test_what_exists_is_left_alone_and_what_is_missing_named(detection_data, tmp
     with pytest.raises(FileNotFoundError, match=r"2\.png"):
         crop_objects(*detection_data, tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "..", "", ".", "a/../../../evil"])
+@pytest.mark.parametrize(
+    ("key", "field"), [("categories", "name"), ("annotations", "id"), ("images", "file_name")]
+)
+def test_no_name_leads_out_of_the_folders(detection_data, tmp_path, key, field, name):
+    ann_file, images = detection_data
+    coco = json.loads(ann_file.read_text())
+    coco[key][0][field] = f"{name}/{name}" if key == "annotations" else name
+    ann_file.write_text(json.dumps(coco))
+    before = sorted(tmp_path.parent.rglob("*"))
+    with pytest.raises(ValueError, match="the name|unknown file extension"):
+        crop_objects(ann_file, images, tmp_path / "out")
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", [{"bbox": None}, {"bbox": [1, 2, 0, 4]}, {"image_id": 99}])
+def test_damaged_annotations_are_told(detection_data, tmp_path, damage):
+    ann_file, images = detection_data
+    coco = json.loads(ann_file.read_text())
+    coco["annotations"][1].update(damage)
+    ann_file.write_text(json.dumps(coco))
+    with pytest.raises(ValueError, match=r"is not of COCO's form|without area"):
+        crop_objects(ann_file, images, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         number = crop_objects(**vars(args))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{args.out}: {number} crops")
