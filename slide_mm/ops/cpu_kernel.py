@@ -208,7 +208,9 @@ def _build() -> Path:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise FileNotFoundError("no C++ compiler: install g++ or name one in CXX")
-    command = [*shlex.split(compiler), *_FLAGS]
+    # A compiler's path may have spaces, and a command options.
+    command = [compiler] if shutil.which(compiler) else shlex.split(compiler)
+    command += _FLAGS
     sources = [str(_SOURCE), *_loaded_openmp()]
     # The predefined macros tell the compiler, its version and what this processor can do.
     macros = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])
@@ -231,7 +233,10 @@ def _loaded_openmp() -> list[str]:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
-    return re.findall(r"/\S*/lib(?:gomp|iomp5|omp)\b\S*", maps.read_text())[:1]
+    # The sixth field of a line is a file, and may have spaces.
+    fields = [line.split(maxsplit=5) for line in maps.read_text().splitlines()]
+    files = [Path(line[5]) for line in fields if len(line) == 6]
+    return [str(file) for file in files if re.match(r"lib(gomp|iomp5|omp)\b", file.name)][:1]
 
 
 def _run(command: list[str]) -> str:

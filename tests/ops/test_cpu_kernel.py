@@ -1,7 +1,9 @@
 import platform
 import random
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +144,30 @@ def test_says_why_there_is_no_kernel(fresh_library, monkeypatch):
     assert "no-such-compiler" in cpu_kernel.unavailable_reason()
     with pytest.raises(ValueError, match=r"no kernel here .*no-such-compiler.*: choose 'auto'"):
         attend(*make_inputs(1, 3, 3, 1, 8, 3), scale=1.0)
+
+
+def test_paths_may_have_spaces(fresh_library, monkeypatch, tmp_path):
+    """Those of the package, of PyTorch's OpenMP, of the compiler, and of what is written."""
+    folder = tmp_path / "my own folder"
+    folder.mkdir()
+    runtimes = [Path(shutil.copy(path, folder)) for path in cpu_kernel._loaded_openmp()]
+    (folder / "my c++").symlink_to(shutil.which("g++") or shutil.which("c++"))
+    monkeypatch.setenv("CXX", str(folder / "my c++"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "my cache"))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(cpu_kernel, "_SOURCE", Path(shutil.copy(cpu_kernel._SOURCE, folder)))
+    monkeypatch.setattr(cpu_kernel, "_FLAGS", (*cpu_kernel._FLAGS, "-O0"))
+    before = (
+        f"55b7d280-55b7d2b0 r--p 00000000 fe:00 2608   {folder}/other.so\n55b7d280-55b7d2b0 r--p"
+    )
+    lines = [f"7f00-7f10 r-xp 00000000 fe:00 12   {path}" for path in runtimes]
+    text, read_text = "\n".join([before, *lines]), Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda path: text if path.name == "maps" else read_text(path)
+    )
+    assert cpu_kernel._loaded_openmp() == [str(path) for path in runtimes[:1]]
+    assert cpu_kernel.unavailable_reason() is None
+    assert len(list((folder / "my cache/slide_mm").iterdir())) == 1
 
 
 def test_a_failed_build_leaves_nothing_behind(fresh_library, monkeypatch):
