@@ -5,6 +5,7 @@ number of loader processes, and checkpoints need not hold random states.
 """
 
 import random
+from bisect import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from inspect import isclass
@@ -17,7 +18,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, HOOKS, LOOPS
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from torch.utils.data import BatchSampler, Sampler
 
 from slide_mm.engine.config import type_name
@@ -45,8 +46,10 @@ def make_repeatable(cfg: Config, meta: Mapping[str, Any] | None = None) -> None:
         settings = {} if batches else dict(drop_last=loader.pop("drop_last", False))
         settings |= dict(batch_sampler=batches, skip=done, first=iteration, endless=endless)
         loader.batch_sampler = ConfigDict(type="SeededBatchSampler", **settings)
-    hooks = [hook for hook in cfg.get("custom_hooks") or [] if type_name(hook) != "SeedingHook"]
-    cfg.custom_hooks = [*hooks, dict(type="SeedingHook", batches_done=done)]
+    hooks = [hook for hook in cfg.get("custom_hooks") or [] if type_name(hook) != "RepeatableHook"]
+    missed = meta.get("is_validated") is False
+    hook = dict(type="RepeatableHook", batches_done=done, validation_missed=missed)
+    cfg.custom_hooks = [*hooks, hook]
 
 
 def seed_all(*key: int) -> None:
@@ -137,43 +140,69 @@ class SeededBatchSampler(Sampler):
 
 
 @HOOKS.register_module()
-class SeedingHook(Hook):
-    """Seeds the model's random numbers before each iteration, and lets trainings go on exactly.
+class RepeatableHook(Hook):
+    """Seeds each iteration, and saves and takes up what MMEngine's checkpoints leave out.
 
     Args:
         batches_done: Batches of its epoch that the training has had, in iteration-based loops of
             all epochs.
+        validation_missed: Whether the training was killed before the validation, if there was to
+            be one, behind its last iteration.
     """
 
     priority = "VERY_HIGH"
 
-    def __init__(self, batches_done: int = 0) -> None:
+    def __init__(self, batches_done: int = 0, validation_missed: bool = False) -> None:
         self.batches_done = batches_done
+        self.validation_missed = validation_missed
+        self._validated_at = -1
         self._gradients: Mapping[str, torch.Tensor] = {}
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Keep the gradients until the optimizer is there."""
+        self._gradients = checkpoint.get("gradients", {})
 
     def before_train(self, runner) -> None:
         """Take up what the checkpoint says beside the weights."""
         self._epoch_begin = runner.iter - self.batches_done
+        if not runner.iter:
+            return
         loop = runner.train_loop
-        if isinstance(loop, IterBasedTrainLoop) and runner.iter:
+        if isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator = _PassedOver(loop.dataloader_iterator, runner.iter)
-        if runner.iter:
-            for name, parameter in runner.model.named_parameters():
-                if name in self._gradients:
-                    parameter.grad = self._gradients[name].to(parameter)
+        for name, parameter in runner.model.named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._gradients[name].to(parameter)
+
+    def before_train_epoch(self, runner) -> None:
+        """Make up for a validation: checkpoints are saved before it."""
+        if self.validation_missed and _is_validation_due(runner.train_loop, self.batches_done):
+            runner.val_loop.run()
+        self.validation_missed = False
+
+    after_train = before_train_epoch  # The training may have come to its end.
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed what the model draws."""
         seed_all(runner.seed, 0, runner.iter, 0)
 
+    def before_val(self, runner) -> None:
+        """Seed what the validation draws."""
+        seed_all(runner.seed, 0, runner.iter, 1)
+
     def after_train_epoch(self, runner) -> None:
         """Note where the next epoch begins."""
         self._epoch_begin = runner.iter
+
+    def after_val_epoch(self, runner, metrics: Any = None) -> None:
+        """Note what has been validated."""
+        self._validated_at = runner.iter
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Save the place in the epoch, and gradients that wait for more to be added."""
         meta = checkpoint["meta"]
         meta["batches_of_epoch"] = meta["iter"] - self._epoch_begin
+        meta["is_validated"] = meta["iter"] == self._validated_at
         gradients = {
             name: parameter.grad.cpu()
             for name, parameter in runner.model.named_parameters()
@@ -182,10 +211,6 @@ class SeedingHook(Hook):
         # Those of several processes differ until they are added.
         if gradients and get_world_size() == 1:
             checkpoint["gradients"] = gradients
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Keep the gradients until the optimizer is there."""
-        self._gradients = checkpoint.get("gradients", {})
 
 
 class _PassedOver:
@@ -209,6 +234,20 @@ class _PassedOver:
             self._to_ignore -= 1
             return None
         return next(self._batches)
+
+
+def _is_validation_due(loop: BaseLoop, batches_done: int) -> bool:
+    """Whether a loop validates where it stands, as MMEngine's decide it."""
+    if loop.runner.val_loop is None or not hasattr(loop, "dynamic_milestones"):
+        return False
+    if isinstance(loop, IterBasedTrainLoop):
+        now, end = loop.iter, loop.max_iters
+    elif batches_done:  # It will come to the end of the epoch.
+        return False
+    else:
+        now, end = loop.epoch, loop.max_epochs
+    interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, now + 1) - 1]
+    return now >= loop.val_begin and (now % interval == 0 or now == end)
 
 
 def _take_seed(cfg: Config, seed: int | None) -> None:

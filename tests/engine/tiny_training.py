@@ -136,13 +136,16 @@ def draw_config(rng: random.Random) -> dict:
         by_epoch=save_by_epoch,
         save_best=rng.choice([None, "sum/acc"]),
     )
+    schedule = [dict(type="LinearLR", start_factor=0.1, end=9, by_epoch=False)]
+    if rng.random() < 0.5:  # Validations then decide about the weights.
+        schedule = [dict(type="ReduceOnPlateauLR", monitor="sum/acc", patience=0, rule="greater")]
     optimizer = rng.choice([dict(type="AdamW", lr=0.01), dict(type="SGD", lr=0.1, momentum=0.9)])
     return dict(
         model=dict(type="DrawingModel"),
         train_dataloader=loader,
         train_cfg=dict(**loop, val_interval=2 if by_epoch else 4),
         optim_wrapper=dict(optimizer=optimizer, accumulative_counts=rng.choice([1, 1, 2])),
-        param_scheduler=[dict(type="LinearLR", start_factor=0.1, end=9, by_epoch=False)],
+        param_scheduler=schedule,
         val_dataloader=dict(
             batch_size=4,
             num_workers=0,
