@@ -191,16 +191,17 @@ def _select(
 
 def _find_prefix(names: list[str], source: str | None, origin: str) -> str:
     """Find the name below which a source has most weights."""
-    counts = {}
-    for prefix in {prefix for name in names for prefix in _prefixes(name)}:
-        below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-        sources = [SOURCES[source]] if source else SOURCES.values()
-        counts[prefix] = max(sum(bool(x.targets(name)) for name in below) for x in sources)
+    sources = [source] if source else list(SOURCES)
+    counts = Counter(
+        (prefix, key)
+        for name in names
+        for prefix in _prefixes(name)
+        for key in sources
+        if SOURCES[key].targets(name.removeprefix(prefix))
+    )
     most = max(counts.values(), default=0)
-    if most == 0:
-        return ""
-    best = [prefix for prefix, count in counts.items() if count == most]
-    return choose_prefix(best, f"{origin} has a backbone")
+    best = sorted({prefix for (prefix, _), count in counts.items() if count == most})
+    return choose_prefix(best, f"{origin} has a backbone") if best else ""
 
 
 def _prefixes(name: str) -> list[str]:

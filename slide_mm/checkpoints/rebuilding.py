@@ -110,8 +110,8 @@ def require_known(path: str) -> None:
     if path in _MAKERS or _dtype(path) or any(pattern.fullmatch(path) for pattern in patterns):
         return
     raise CheckpointError(
-        f"holds {path}, which is neither a tensor nor a leftover of a training: it could run code, "
-        "so the file is not read; where it comes from, save the weights alone, by "
+        f"holds {path[:100]}, which is neither a tensor nor a leftover of a training: it could run "
+        "code, so the file is not read; where it comes from, save the weights alone, by "
         "torch.save(model.state_dict(), PATH)"
     )
 

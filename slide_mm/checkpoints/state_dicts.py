@@ -1,10 +1,12 @@
 """The weights of a checkpoint, below whatever people wrap them in."""
 
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from slide_mm.checkpoints.errors import CheckpointError
@@ -23,6 +25,7 @@ _KNOWN_PARTS = {*_WRAPPERS, *_PARTS_OF_WRAPPERS, "backbone", "encoder", "encoder
 # Copies that self-supervised pretraining, and MMEngine's averaging, keep of a model.
 _COPIES = ("student", "encoder_k", "key_encoder", "momentum", "target", "ema_state_dict")
 _MAX_DEPTH = 8
+_MAX_LENGTH = 500
 # Of a tensor of the right name and another shape.
 _SMALL_VOTE = 1 / 1024
 
@@ -84,7 +87,12 @@ def select_state_dict(
         prefixes = [prefix for key, prefix in votes if votes[key, prefix] == (most, -index)]
         is_model = most > len(shapes) / 2
         prefix = choose_prefix(prefixes if is_model else prefixes[:1], f"{origin} has the model")
-    tensors = _cut_prefix(candidates[index] if candidates else OrderedDict(), prefix)
+    given = candidates[index] if candidates else OrderedDict()
+    tensors = _cut_prefix(given, prefix)
+    beside = {name.partition(".")[0] for name in given if not name.startswith(prefix)}
+    if beside:
+        parts = ", ".join(sorted(beside)[:10])
+        print_log(f"{origin}: what isn't below {prefix} is left over: {parts}", logger="current")
     if shapes.keys() <= tensors.keys():
         for name in [name for name, x in tensors.items() if isinstance(x, Unusable)]:
             if name not in expected:
@@ -195,12 +203,11 @@ def _flatten(
         if kept_parts is not None:
             return drop_wrapper_parts(name, kept_parts)
         # A model that isn't known may have a part called module, but doesn't begin with it.
-        name = drop_wrapper_parts(name, {"module"})
-        while name.startswith("module."):
-            name = name.removeprefix("module.")
-        return name
+        return re.sub(r"^(module\.)+", "", drop_wrapper_parts(name, {"module"}))
 
     def put(name: str, value: Tensor | Unusable) -> None:
+        if len(name) > _MAX_LENGTH:
+            name, value = name[:40], Unusable("called by a name of no end")
         cleaned = clean(name)
         if cleaned not in tensors:
             tensors[cleaned] = value
@@ -212,17 +219,25 @@ def _flatten(
     def visit(level: Mapping[Any, Any], path: str, depth: int) -> None:
         seen.add(id(level))
         for key, value in level.items():
+            if not isinstance(key, str):
+                key, value = _label(key, value)
             if isinstance(value, Mapping) and depth < _MAX_DEPTH and id(value) not in seen:
                 visit(value, f"{path}{key}.", depth + 1)
             elif isinstance(value, Tensor | Unusable):
-                if not isinstance(key, str):
-                    value = Unusable(f"called by a {type(key).__name__}, not by a name")
                 put(f"{path}{key}", value)
 
     visit(checkpoint, "", 0)
     metadata = getattr(checkpoint, "_metadata", {})
     tensors._metadata = OrderedDict((clean(str(name)), x) for name, x in metadata.items())
     return tensors
+
+
+def _label(key: Any, value: Any) -> tuple[str, Any]:
+    """Name what is called by no name, and refuse it if it is a tensor."""
+    kind = type(key).__name__
+    label = str(key) if type(key) is int and abs(key) < 1 << 31 else f"({kind})"
+    is_tensor = isinstance(value, Tensor | Unusable)
+    return label, Unusable(f"called by a {kind}, not by a name") if is_tensor else value
 
 
 def _cut_prefix(
