@@ -17,8 +17,10 @@ from torch import nn
 from torch.utils.data import BatchSampler
 
 from slide_mm.engine.checkpoint_hook import save_checkpoints_whole
+from slide_mm.engine.distributed import leave_process_group, prepare_for_cpu
 from slide_mm.engine.randomness import make_repeatable, seed_all
 from slide_mm.engine.resuming import set_resume
+from slide_mm.engine.weights import read_checkpoints_safely
 
 
 @MODELS.register_module()
@@ -158,6 +160,7 @@ def draw_config(rng: random.Random) -> dict:
         custom_hooks=[dict(type="EMAHook", momentum=0.1)] if rng.random() < 0.5 else None,
         randomness=dict(seed=rng.choice([None, 3]), diff_rank_seed=rng.random() < 0.3),
         log_level="WARNING",
+        launcher="none",
     )
 
 
@@ -173,8 +176,11 @@ def run(settings: dict, work_dir: Path, resume: str | None = None) -> dict:
     meta = set_resume(cfg, resume, MODELS.build(cfg.model))
     make_repeatable(cfg, meta)
     save_checkpoints_whole(cfg)
+    prepare_for_cpu(cfg)
     seed_all(random.SystemRandom().getrandbits(32))  # What was before must not matter.
+    read_checkpoints_safely()
     Runner.from_cfg(cfg).train()
+    leave_process_group()
     gc.collect()  # Loader processes that the next run forks would inherit those of this one.
     return torch.load((work_dir / "last_checkpoint").read_text(), weights_only=False)
 
