@@ -63,7 +63,7 @@ def compare_classes(cfg: Config, model: nn.Module, splits: Sequence[str]) -> Ite
             classes = meta.get("classes")
             if isinstance(classes, str):
                 yield f"{key}.metainfo.classes is the text {classes!r}: give a tuple of names"
-            elif classes:
+            elif isinstance(classes, list | tuple):
                 for name, head in _iter_heads(model):
                     wrong = _compare_head(head, meta)
                     if wrong and name not in told:
@@ -181,6 +181,8 @@ def _compare_decoders(model: nn.Module, maps: Sequence[Tensor]) -> Iterator[str]
     for name, head in _iter_decoders(model):
         indices = _indices(head)
         given = [maps[index].shape[1] for index in indices if -len(maps) <= index < len(maps)]
+        if not indices:
+            continue
         if len(given) < len(indices):
             yield f"model.{name}.in_index is {head.in_index}, and there are {len(maps)} maps"
             continue
@@ -203,7 +205,9 @@ def _iter_decoders(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _indices(head: nn.Module) -> list[int]:
-    return list(head.in_index) if isinstance(head.in_index, list | tuple) else [head.in_index]
+    """The maps that a head takes; nothing where they are no numbers."""
+    indices = head.in_index if isinstance(head.in_index, list | tuple) else [head.in_index]
+    return list(indices) if all(isinstance(index, int) for index in indices) else []
 
 
 def _compare_strides(model: nn.Module, maps: Sequence[Tensor]) -> Iterator[str]:
@@ -215,6 +219,9 @@ def _compare_strides(model: nn.Module, maps: Sequence[Tensor]) -> Iterator[str]:
         if not strides or "semantic" in name or "glbctx" in name:
             continue
         strides = [stride[0] if isinstance(stride, tuple) else stride for stride in strides]
+        if not all(isinstance(stride, int | float) and stride > 0 for stride in strides):
+            yield f"model.{name} has the strides {strides}: give positive numbers"
+            continue
         # Extractors of regions take the first maps, heads all of them.
         taken = given if generator else given[: len(strides)]
         if len(taken) != len(strides) or not all(map(_is_about, taken, strides)):
@@ -269,7 +276,7 @@ def find_unknown_optimizers(cfg: Config, model: nn.Module, splits: Sequence[str]
 
 def find_wrong_intervals(cfg: Config, model: nn.Module, splits: Sequence[str]) -> Iterator[str]:
     """Find intervals that would only be refused when the first one is over."""
-    parts = {"train_cfg": cfg.get("train_cfg")} if "train" in splits else {}
+    parts = {"train_cfg": cfg.get("train_cfg") or {}} if "train" in splits else {}
     parts |= {key: node for name in _HOOKS for key, node in iter_nodes(cfg.get(name), name)}
     for key, node in parts.items():
         for name in ("interval", "val_interval", "val_begin"):

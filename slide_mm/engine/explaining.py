@@ -27,6 +27,7 @@ def explain(error: BaseException, cfg: Any = None) -> str:
         Such as ``train_dataloader.sampler (DefaultSampler): TypeError: got an unexpected keyword
         argument 'shufle' (in mmengine.registry.build_functions:123)``.
     """
+    error = _from_hook(error)
     inner = read_loader_error(error)
     if inner:
         places = [(_module_of(path), line) for path, line, _ in inner.calls]
@@ -42,6 +43,13 @@ def explain(error: BaseException, cfg: Any = None) -> str:
     for module, number in (own or places)[-1:]:
         line += f" (in {module}:{number})"
     return line
+
+
+def _from_hook(error: BaseException) -> BaseException:
+    """MMEngine raises a TypeError of a hook anew, with less to see."""
+    calls = [frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)]
+    is_new = isinstance(error, TypeError) and calls[-1:] == ["call_hook"]
+    return error.__context__ or error if is_new else error
 
 
 def _module_of(path: str) -> str:

@@ -1,6 +1,7 @@
 """The first iteration of a run: until it has ended, a mistake leaves one line and nothing else."""
 
 import contextlib
+import copy
 import io
 import random
 import warnings
@@ -171,12 +172,16 @@ def try_evaluation(runner: Runner, loop: BaseLoop) -> None:
 
 
 def _try_metrics(loop: BaseLoop) -> None:
-    """Compute the metrics of what they have seen so far, which they keep."""
+    """Compute the metrics of the images that they have seen so far, which they keep."""
     for metric in _metrics(loop):
-        if type(metric).__name__ in _PARTIAL_METRICS:
-            seen = list(metric.results)
-            metric.evaluate(len(seen) * get_world_size())
-            metric.results.extend(seen)
+        if type(metric).__name__ not in _PARTIAL_METRICS:
+            continue
+        trial = copy.copy(metric)  # They note things of their first computation.
+        trial.results = list(metric.results)
+        if hasattr(trial, "img_ids"):
+            # COCO's takes a minute for all the images that have no results yet.
+            trial.img_ids = [prediction["img_id"] for _, prediction in trial.results]
+        trial.evaluate(len(trial.results) * get_world_size())
 
 
 def _metrics(loop: BaseLoop) -> list[BaseMetric]:

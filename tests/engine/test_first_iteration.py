@@ -1,15 +1,17 @@
 import os
 import random
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric, Evaluator
 
 from slide_mm.checkpoints import CheckpointError
 from slide_mm.engine import ConfigError
-from slide_mm.engine.first_iteration import first_iteration, keep_random_states
+from slide_mm.engine.first_iteration import _try_metrics, first_iteration, keep_random_states
 from slide_mm.engine.footprint import Footprint
 
 
@@ -98,6 +100,40 @@ def test_other_processes_leave_it_to_the_first(tmp_path, monkeypatch):
     with pytest.raises(ConfigError):
         fail(tmp_path / "work", ValueError("wrong"))
     assert (tmp_path / "work").exists()
+
+
+class CocoMetric(BaseMetric):
+    """Notes what it has seen first, as the real one does with the truth of its images."""
+
+    img_ids = noted = None
+
+    def process(self, data_batch, data_samples):
+        self.results += data_samples
+
+    def compute_metrics(self, results):
+        if self.noted is None:
+            self.noted = [prediction["img_id"] for _, prediction in results]
+        assert self.img_ids is None or self.img_ids == self.noted
+        return {"count": len(self.noted)}
+
+
+class TestTryingMetrics:
+    def loop(self, *metrics):
+        return SimpleNamespace(evaluator=Evaluator(list(metrics)))
+
+    def test_leaves_them_as_they_were(self):
+        loop = self.loop(CocoMetric())
+        samples = [(None, {"img_id": i}) for i in range(3)]
+        loop.evaluator.metrics[0].results += samples[:1]
+        _try_metrics(loop)
+        loop.evaluator.metrics[0].results += samples[1:]
+        assert loop.evaluator.evaluate(3) == {"count": 3}
+
+    def test_fails_with_them(self):
+        loop = self.loop(CocoMetric())
+        loop.evaluator.metrics[0].results.append((None, {}))
+        with pytest.raises(KeyError):
+            _try_metrics(loop)
 
 
 def test_random_numbers_go_on_as_if_nothing_was_drawn():
