@@ -97,9 +97,7 @@ class SampleReader:
             return Seen(path, f"cannot be read: {_reason(error)}")
         annotated = sample.get("width"), sample.get("height")
         if None not in annotated and annotated != (width, height):
-            return Seen(
-                f"{path} is {_by(width, height)} pixels, and annotated as {_by(*annotated)}"
-            )
+            return Seen(path, f"is {_by(width, height)} pixels, and annotated as {_by(*annotated)}")
         if not sample.get("seg_map_path"):
             return Seen()
         if "segments_info" in sample:
@@ -153,14 +151,14 @@ class SampleReader:
             return Seen(path, f"cannot be read: {_reason(error)}")
         if ids.shape != shape:
             return Seen(
-                f"{path} is {_by(*ids.shape[::-1])} pixels, and its image {_by(*shape[::-1])}"
+                path, f"is {_by(*ids.shape[::-1])} pixels, and its image {_by(*shape[::-1])}"
             )
         absent = {segment["id"] for segment in sample["segments_info"]} - set(
             np.unique(ids).tolist()
         )
         if absent:
             return Seen(
-                f"{path} lacks {len(absent)} of its segments, for example {min(absent, key=str)}"
+                path, f"lacks {len(absent)} of its segments, for example {min(absent, key=str)}"
             )
         return Seen()
 

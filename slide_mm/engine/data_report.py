@@ -13,7 +13,7 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 from mmengine.utils import ProgressBar
 
 from slide_mm.data_checks.findings import Finding, Level, list_some
-from slide_mm.data_checks.samples import SampleReader, Seen
+from slide_mm.data_checks.samples import Sample, SampleReader, Seen
 from slide_mm.engine.config import iter_evaluators, iter_nodes, load_config, type_name
 from slide_mm.engine.consistency import compare_zero_labels, find_inconsistencies
 from slide_mm.engine.data_paths import dataset_paths, iter_datasets
@@ -189,12 +189,12 @@ def _read_samples(
         reason = " ".join(str(error).split())
         checked.add(Level.REFUSAL, f"its pipeline cannot be built: {reason}")
         return
-    seen, progress = [], ProgressBar(len(checked.samples), file=sys.stderr)
+    seen = []
+    progress = ProgressBar(len(checked.samples), file=sys.stderr)
     try:
-        with ProcessPoolExecutor(num_workers, None, _keep_reader, (reader,)) as pool:
-            for result in pool.map(_read, checked.samples, chunksize=16):
-                seen.append(result)
-                progress.update()
+        for result in _read_all(reader, checked.samples, num_workers):
+            seen.append(result)
+            progress.update()
     except BrokenProcessPool:
         path = checked.samples[len(seen)]["img_path"]
         text = f"reading {path} or one of the next images ends a process: is it too large?"
@@ -203,6 +203,14 @@ def _read_samples(
     for line in _list_problems(seen):
         checked.add(Level.PROBLEM, line)
     checked.findings += _describe_labels(seen, split, checked.dataset.metainfo.get("classes"))
+
+
+def _read_all(reader: SampleReader, samples: list[Sample], num_workers: int) -> Iterator[Seen]:
+    if num_workers == 1:
+        yield from map(reader, samples)
+        return
+    with ProcessPoolExecutor(num_workers, None, _keep_reader, (reader,)) as pool:
+        yield from pool.map(_read, samples, chunksize=16)
 
 
 def _list_problems(seen: list[Seen]) -> Iterator[str]:
@@ -225,7 +233,7 @@ def _keep_reader(reader: SampleReader) -> None:
     _READER[:] = [reader]
 
 
-def _read(sample: dict[str, Any]) -> Seen:
+def _read(sample: Sample) -> Seen:
     return _READER[0](sample)
 
 

@@ -1,7 +1,7 @@
 """How a config's dataset reads its files, and what is to be said of them before it does."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -280,15 +280,10 @@ def _check_files(checked: Checked, split: str, config: ConfigDict) -> None:
     missing = find_missing(paths)
     if not missing:
         return
-    # A training passes over them, as long as there are others.
-    level = Level.PROBLEM if split == "train" and len(missing) < len(paths) else Level.REFUSAL
-    maps = [x for sample in checked.samples if (x := sample.get("seg_map_path"))]
-    hint = _explain_suffix(dataset, "seg_map_suffix") if set(missing) >= set(maps) > set() else ""
-    text = f"{len(missing)} of {len(paths)} files do not exist: {list_some(missing)}{hint}"
-    checked.add(level, _singular(missing, hint) or text)
     absent = set(missing)
     checked.samples = [x for x in checked.samples if not absent & set(sample_paths(x))]
-
-
-def _singular(missing: Sequence[str], hint: str) -> str | None:
-    return f"{missing[0]} does not exist" if len(missing) == 1 and not hint else None
+    # A training passes over them, as long as there are others.
+    level = Level.PROBLEM if split == "train" and checked.samples else Level.REFUSAL
+    hint = "" if checked.samples else _explain_suffix(dataset, "seg_map_suffix")
+    text = f"{len(missing)} of {len(paths)} files do not exist: {list_some(missing)}{hint}"
+    checked.add(level, f"{missing[0]} does not exist" if len(missing) == 1 and not hint else text)

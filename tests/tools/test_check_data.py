@@ -1,6 +1,11 @@
+import runpy
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools/misc/check_data.py"
 
 
 @pytest.fixture(scope="module")
@@ -13,19 +18,32 @@ def broken(scenes, write_config, tmp_path_factory):
     return write_config("mask_rcnn", loader), image
 
 
-def test_sound_data(write_config, run_tool):
-    process = run_tool("misc/check_data.py", write_config("semantic_fpn"), "--workers", "1")
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert "train_dataloader.dataset (BaseSegDataset)\n  4 images\n" in process.stdout
-    assert process.stdout.endswith("ok\n")
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """Run the tool in this process: check(config, ...) -> exit code, output, errors."""
+
+    def check(*args):
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *args])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        return end.value.code, *capsys.readouterr()
+
+    return check
 
 
-def test_broken_image_is_named(broken, run_tool):
+def test_sound_data(write_config, check):
+    code, out, _ = check(write_config("semantic_fpn"), "--workers", "1")
+    assert "train_dataloader.dataset (BaseSegDataset)\n  4 images\n" in out
+    assert out.endswith("ok\n")
+    assert code == 0
+
+
+def test_broken_image_is_named(broken, check):
     config, image = broken
-    process = run_tool("misc/check_data.py", config, "--workers", "2")
-    assert process.returncode == 1, process.stderr[-3000:]
-    assert f"problem: {image} cannot be read" in process.stdout
-    assert process.stdout.endswith("problems: 1; docs/data.md tells how the data is laid out\n")
+    code, out, _ = check(config, "--workers", "2")
+    assert f"problem: {image} cannot be read" in out
+    assert out.endswith("problems: 1; docs/data.md tells how the data is laid out\n")
+    assert code == 1
 
 
 def test_training_passes_over_a_broken_image(broken, run_tool, tmp_path):
@@ -37,7 +55,14 @@ def test_training_passes_over_a_broken_image(broken, run_tool, tmp_path):
     assert (tmp_path / "epoch_3.pth").is_file()
 
 
-def test_config_that_does_not_exist(run_tool):
-    process = run_tool("misc/check_data.py", "no-such-config.py")
-    assert process.returncode == 1
-    assert process.stderr == "error: config no-such-config.py does not exist: check the path\n"
+def test_heads_at_odds_with_the_data_are_named(write_config, check):
+    head = "model = dict(decode_head=dict(num_classes=5))"
+    code, out, _ = check(write_config("semantic_fpn", head), "--workers", "1")
+    assert "problem: model.decode_head.num_classes is 5, and the dataset has 11 classes" in out
+    assert code == 1
+
+
+def test_config_that_does_not_exist(check):
+    code, _, err = check("no-such-config.py")
+    assert err == "error: config no-such-config.py does not exist: check the path\n"
+    assert code == 1
