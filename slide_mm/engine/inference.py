@@ -1,8 +1,5 @@
 """Predictions on images, drawn and written down."""
 
-import glob
-import json
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,7 +12,6 @@ import mmcv
 import numpy as np
 import torch
 from mmdet.structures import DetDataSample
-from mmdet.utils.misc import IMG_EXTENSIONS
 from mmdet.visualization import get_palette, jitter_color
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -31,6 +27,9 @@ from torch import nn
 
 from slide_mm.engine.config import get_task, load_config, require_keys, type_name
 from slide_mm.engine.data_paths import iter_datasets
+from slide_mm.engine.explaining import explain
+from slide_mm.engine.image_loading import ImageLoader, UnreadableError, find_images, to_picture
+from slide_mm.engine.inference_results import remove_files, results_of_pictures
 from slide_mm.engine.outputs import check_device, make_folder, write_atomically
 from slide_mm.engine.preflight import check_model, silence_log
 from slide_mm.engine.reporting import ConfigError
@@ -40,12 +39,10 @@ from slide_mm.engine.weights import check_checkpoint
 # An image with a side longer than so many tiles is predicted tile by tile.
 _MAX_TILES_WHOLE = 4
 _DEFAULT_TILE_SIZE = 512
+# So many failures of one kind, and no success, are not the images'.
+_MAX_FAILURES = 5
 # Finding places for the labels of a larger image takes gigabytes.
 _MAX_LABELLED_PIXELS = 1 << 20
-
-
-class UnreadableError(ValueError):
-    """An image that cannot be decoded; the message says why."""
 
 
 def infer(
@@ -69,10 +66,11 @@ def infer(
 
     Returns:
         The folder, and what its ``results.json`` holds: ``images``, a record each, and
-        ``unreadable``, what was passed over and why.
+        ``unreadable``, what was passed over and why. It is written, too, for the pictures there
+        are, where something ends the run.
 
     Raises:
-        ConfigError: If the config or an option is wrong, or none of the images can be read.
+        ConfigError: If the config or an option is wrong, or none of the images can be predicted.
         CheckpointError: If the checkpoint is missing, damaged or of another architecture.
     """
     if not 0 <= score_thr <= 1:
@@ -91,69 +89,48 @@ def infer(
     device = str(check_device(device or get_device()))
     kind = {"mmdet": Detection, "mmseg": Segmentation}[get_task(cfg)]
     check_checkpoint(cfg, check_model(cfg, pretrained=False), whole=True)
+    load = ImageLoader(cfg)
     task = kind(cfg, device, score_thr)
-    out = make_folder(out or Path(cfg.work_dir, "inference"))
-
-    images, unreadable = [], []
-    with Progress(console=Console(stderr=True, soft_wrap=True)) as progress:
-        for name, path in progress.track(paths.items(), len(paths), description="images"):
-            try:
-                image = read_image(path)
-                record = task.run(image, name, out, partial(_track_tiles, progress))
-            # OpenCV fails where a line of a few pixels would be shrunk to none.
-            except (UnreadableError, cv2.error) as error:
-                progress.console.print(f"passed over {path}: {error}", markup=False)
-                unreadable.append({"file": name, "reason": str(error)})
-                continue
-            height, width = image.shape[:2]
-            images.append({"file": name, "height": height, "width": width, **record})
-    if not images:
-        raise ConfigError(f"{inputs}: none of its {len(paths)} images can be read")
+    out = Path(out or Path(cfg.work_dir, "inference"))
     results = {"config": config, "checkpoint": checkpoint, "classes": task.classes}
-    results |= {"images": images, "unreadable": unreadable}
-    with write_atomically(out / "results.json") as file:
-        file.write_text(json.dumps(results) + "\n", encoding="utf-8")
+    results |= {"images": [], "unreadable": []}
+    with results_of_pictures(out, results):
+        _predict_all(task, load, paths, out, results)
+        if not results["images"]:
+            reason = results["unreadable"][-1]["reason"]
+            raise ConfigError(
+                f"{inputs}: none of its {len(paths)} images can be predicted, the last one for: "
+                f"{reason}"
+            )
     return out, results
 
 
-def find_images(inputs: str) -> dict[str, Path]:
-    """List an image, the images of a folder or those that a pattern matches.
+def _predict_all(
+    task: "Task", load: ImageLoader, paths: dict[str, Path], out: Path, results: dict[str, Any]
+) -> None:
+    """Add a record of each image to the results, as soon as its files are written."""
+    failures = []
+    with Progress(console=Console(stderr=True, soft_wrap=True)) as progress:
+        for name, path in progress.track(paths.items(), len(paths), description="images"):
+            try:
+                image = load(path)
+                record = task.run(image, name, out, partial(_track_tiles, progress))
+            except (ConfigError, OSError):
+                raise
+            except Exception as error:  # A model has limits that only images show.
+                reason = str(error) if isinstance(error, UnreadableError) else explain(error)
+                progress.console.print(f"passed over {path}: {reason}", markup=False)
+                results["unreadable"].append({"file": name, "reason": reason})
+                failures += [] if isinstance(error, UnreadableError) else [reason]
+                if not results["images"] and _are_alike(failures):
+                    raise ConfigError(f"no image can be predicted: {reason}") from error
+                continue
+            height, width = image.shape[:2]
+            results["images"].append({"file": name, "height": height, "width": width, **record})
 
-    Returns:
-        Paths by names that are different: what the paths don't share.
 
-    Raises:
-        ConfigError: If there are none.
-    """
-    if os.path.isdir(inputs):
-        paths = [path for path in Path(inputs).iterdir() if path.suffix.lower() in IMG_EXTENSIONS]
-    elif os.path.exists(inputs):
-        paths = [Path(inputs)]
-    else:
-        paths = [Path(path) for path in glob.glob(inputs, recursive=True) if os.path.isfile(path)]
-    if not paths:
-        raise ConfigError(f"no image at {inputs}: give an image, a folder of them or a pattern")
-    common = os.path.commonpath([path.parent for path in paths])
-    return {path.relative_to(common).as_posix(): path for path in sorted(paths)}
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read an image as (H, W, 3), in BGR, uint8.
-
-    Raises:
-        UnreadableError: If that is impossible.
-    """
-    try:
-        # OpenCV takes what a cut-off file lacks for grey; Pillow complains.
-        with Image.open(path) as file:
-            file.draft("RGB", (1, 1))
-            file.load()
-        image = mmcv.imread(path)
-    except Exception as error:  # Decoders raise many kinds.
-        raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
-    if image is None:
-        raise UnreadableError("OpenCV cannot decode it")
-    return image
+def _are_alike(reasons: Sequence[str]) -> bool:
+    return len(reasons) == _MAX_FAILURES and len(set(reasons)) == 1
 
 
 def choose_tile_size(cfg: Config) -> int:
@@ -208,9 +185,9 @@ class Task(ABC):
         """Predict, write the picture, and return the image's record.
 
         Args:
-            image: (H, W, 3), BGR.
+            image: (H, W) or (H, W, C).
             name: Its name, a relative path.
-            out: Folder to write to.
+            out: Folder to write to. Where something fails, nothing of the image is left in it.
             track: Shows the progress of going through tiles.
         """
         longer = max(image.shape[:2])
@@ -219,10 +196,13 @@ class Task(ABC):
         picture = out / "pictures" / name
         if picture.suffix.lower() not in (".jpg", ".jpeg", ".png"):
             picture = picture.with_name(f"{picture.name}.png")
-        _write_image(picture, self.draw(image, prediction))
-        return {"picture": picture.relative_to(out).as_posix()} | self.describe(
-            prediction, name, out
-        )
+        record = {"picture": picture.relative_to(out).as_posix()}
+        try:
+            _write_image(picture, self.draw(to_picture(image), prediction))
+            return record | self.describe(prediction, name, out)
+        except BaseException:
+            remove_files(out, {**record, "labels": _labels_of(name)})
+            raise
 
     @abstractmethod
     def build_inferencer(self, cfg: Config, device: str) -> BaseInferencer:
@@ -326,14 +306,18 @@ class Segmentation(Task):
         return mmcv.rgb2bgr(visualizer.get_image())
 
     def describe(self, prediction: np.ndarray, name: str, out: Path) -> dict[str, Any]:
-        labels = Path("labels", f"{name}.png")
+        labels = _labels_of(name)
         _write_image(out / labels, prediction)
         counts = np.bincount(prediction.ravel(), minlength=len(self.classes))
         shares = (counts / prediction.size).round(6).tolist()
         return {
-            "labels": labels.as_posix(),
+            "labels": labels,
             "shares": {name: x for name, x in zip(self.classes, shares, strict=True) if x > 0},
         }
+
+
+def _labels_of(name: str) -> str:
+    return f"labels/{name}.png"
 
 
 def _count_classes(model: nn.Module) -> int:

@@ -1,17 +1,25 @@
+import errno
 import json
+import os
+import resource
 import runpy
+import signal
 import sys
 from pathlib import Path
 
+import mmcv
 import numpy as np
 import pytest
 import torch
 from mmdet.apis import DetInferencer
 from mmseg.apis import MMSegInferencer
+from mmseg.registry import TRANSFORMS as MMSEG_TRANSFORMS
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from slide_mm.engine import inference
 from slide_mm.engine.config import load_config
+from slide_mm.engine.image_loading import ImageLoader, to_picture
 from slide_mm.engine.inference import draw_mask, find_images, infer
 from slide_mm.engine.preflight import check_model
 from slide_mm.engine.reporting import ConfigError
@@ -51,6 +59,7 @@ def images(tmp_path_factory):
     rng = np.random.default_rng(0)
     for name, size in {"tiny.png": (8, 8), "small.png": (50, 70), "large.bmp": (300, 410)}.items():
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / name)
+    Image.fromarray(rng.integers(0, 255, (1, 1), dtype=np.uint8)).save(folder / "dot.png")
     (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "cut_off.png").write_bytes((folder / "small.png").read_bytes()[:5000])
     (folder / "notes.txt").write_text("no image either")
@@ -61,15 +70,22 @@ def images(tmp_path_factory):
 def test_folder(run, models, images, tmp_path, capsys, name):
     run(*models[name], images, "--out", tmp_path, "--score-thr", 0.2)
     output = capsys.readouterr()
-    assert "images passed over: 2 (broken.jpg, cut_off.png)" in output.out
+    assert "(broken.jpg, cut_off.png" in output.out
     assert f"passed over {images / 'cut_off.png'}: image file is truncated" in output.err
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["classes"][:2] == {"mask_rcnn": ["0", "1"]}.get(name, ["background", "0"])
-    assert [item["file"] for item in results["unreadable"]] == ["broken.jpg", "cut_off.png"]
-    assert [item["file"] for item in results["images"]] == ["large.bmp", "small.png", "tiny.png"]
+    unreadable, predicted = (
+        [item["file"] for item in results[key]] for key in ("unreadable", "images")
+    )
+    # A model may fail on an image of one pixel, and the others get their pictures.
+    assert set(unreadable) - {"dot.png"} == {"broken.jpg", "cut_off.png"}
+    assert set(predicted) - {"dot.png"} == {"large.bmp", "small.png", "tiny.png"}
+    assert ("dot.png" in unreadable) != ("dot.png" in predicted)
+    pictures = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert pictures == {Path(record["picture"]).name for record in results["images"]}
     for record in results["images"]:
         size = record["height"], record["width"]
-        original = np.array(Image.open(images / record["file"]))
+        original = np.array(Image.open(images / record["file"]).convert("RGB"))
         picture = np.array(Image.open(tmp_path / record["picture"]))
         assert picture.shape == original.shape == (*size, 3)
         if name == "semantic_fpn":
@@ -79,7 +95,7 @@ def test_folder(run, models, images, tmp_path, capsys, name):
             named = [record["shares"].get(label, 0) for label in results["classes"]]
             assert named == pytest.approx(shares, abs=1e-5)
     if name == "mask_rcnn":
-        large = results["images"][0]
+        (large,) = (x for x in results["images"] if x["file"] == "large.bmp")
         assert len(large["instances"]) > 100
         for instance in large["instances"]:
             assert instance["class"] == results["classes"][instance["label"]]
@@ -156,6 +172,150 @@ def test_images_of_several_folders_keep_different_names(images, tmp_path):
     assert "notes.txt" not in find_images(str(images))
 
 
+CHANNELS = """
+channels = dict(mean={mean}, std={mean}, bgr_to_rgb=False)
+model = dict(backbone=dict(in_channels={channels}), data_preprocessor=channels)
+load = dict(type="LoadImageFromFile", color_type={color_type!r}, imdecode_backend={backend!r})
+steps = [load, *_base_.val_dataloader.dataset.pipeline[1:]]
+test_dataloader = dict(dataset=dict(pipeline=steps))
+"""
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "semantic_fpn"])
+@pytest.mark.parametrize(("channels", "color_type"), [(1, "grayscale"), (4, "unchanged")])
+def test_images_have_the_channels_that_the_pipeline_loads(
+    name, channels, color_type, write_config, tmp_path, monkeypatch
+):
+    """Whole and by tiles."""
+    monkeypatch.setattr(inference, "_MAX_TILES_WHOLE", 1)
+    mean = [50.0] if channels == 1 else None  # MMEngine takes one or three numbers.
+    options = dict(channels=channels, color_type=color_type, backend="cv2", mean=mean)
+    config = write_config(name, CHANNELS.format(**options))
+    checkpoint = save_model(config, tmp_path / "weights.pth")
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 150, 4), dtype=np.uint8)
+    for side, suffix in ((30, "small.png"), (150, "large.png")):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        image = Image.fromarray(pixels[:, :side])
+        image.convert("L" if channels == 1 else "RGBA").save(tmp_path / "images" / suffix)
+    seen = []
+    for method in ("detect_by_tiles", "segment_by_tiles"):
+        whole = getattr(inference, method)
+        monkeypatch.setattr(
+            inference,
+            method,
+            lambda model, image, *args, whole=whole: whole(
+                lambda part: seen.append(part) or model(part), image, *args
+            ),
+        )
+    out, results = infer(config, checkpoint, str(tmp_path / "images"), str(tmp_path / "out"))
+    assert len(results["images"]) == 2
+    assert {part.shape[2:] for part in seen} == {(4,) if channels == 4 else ()}
+    assert len(seen) > 2
+    for record in results["images"]:
+        picture = np.array(Image.open(out / record["picture"]))
+        assert picture.shape == (record["height"], record["width"], 3)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16, np.float32, bool])
+@pytest.mark.parametrize("channels", [(), (1,), (2,), (3,), (4,), (7,)])
+def test_anything_can_be_drawn_on(kind, channels):
+    values = np.random.default_rng(0).integers(-300, 3000, (5, 6, *channels))
+    picture = to_picture(values.astype(kind))
+    assert picture.shape == (5, 6, 3)
+    assert picture.dtype == np.uint8
+    assert picture.flags.c_contiguous
+    color = np.arange(90, dtype=np.uint8).reshape(5, 6, 3)
+    assert (to_picture(color) == color).all()
+
+
+def test_types_may_be_classes(models, images):
+    """As in new-style configs."""
+    cfg = load_config(models["semantic_fpn"][0])
+    load, *others = cfg.test_dataloader.dataset.pipeline
+    load.type, others[0].type = mmcv.transforms.LoadImageFromFile, mmcv.transforms.Resize
+    others[0].scale = (32, 32)
+    image = ImageLoader(cfg)(images / "small.png")
+    assert (image == mmcv.imread(images / "small.png")).all()
+    (first, second, *_) = cfg.test_dataloader.dataset.pipeline
+    assert first == {"type": "LoadImageFromFile"}
+    assert MMSEG_TRANSFORMS.build(second)({"img": image})["img"].shape == (32, 32, 3)
+
+
+def fail(error):
+    raise error
+
+
+ENDS = {
+    "stopped by Ctrl-C": (130, lambda: fail(KeyboardInterrupt())),
+    "stopped by SIGTERM": (143, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "No space left": (1, lambda: fail(OSError(errno.ENOSPC, "No space left on device"))),
+}
+
+
+@pytest.mark.parametrize("line", ENDS)
+@pytest.mark.parametrize("number", [1, 3])
+def test_what_ends_the_run_leaves_results_of_the_pictures_that_exist(
+    line, number, run, models, images, tmp_path, monkeypatch, capsys
+):
+    code, end = ENDS[line]
+    write, count = inference._write_image, iter(range(100))
+
+    def write_or_end(path, image):
+        if next(count) == number:
+            end()
+        write(path, image)
+
+    monkeypatch.setattr(inference, "_write_image", write_or_end)
+    with pytest.raises(SystemExit) as exit_info:
+        run(*models["semantic_fpn"], images / "[lst]*.*", "--out", tmp_path / "out")
+    assert exit_info.value.code == code
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(errors) == 1
+    assert line in errors[0]
+    require_consistent(tmp_path / "out", number // 2)
+
+
+def require_consistent(out, num_pictures):
+    """results.json names all files, and there are no others; nothing at all without a picture."""
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    if num_pictures == 0:
+        assert not out.exists()
+        return
+    records = json.loads((out / "results.json").read_text())["images"]
+    assert len(records) == num_pictures
+    named = {record[key] for record in records for key in ("picture", "labels")}
+    assert files == {"results.json", *named}
+
+
+def test_results_make_room_for_themselves_on_a_full_disk(models, images, tmp_path, monkeypatch):
+    """Here results.json is larger than a file may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run_task = inference.Task.run
+    monkeypatch.setattr(
+        inference.Task, "run", lambda *args: run_task(*args) | {"note": "x" * 40_000}
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        infer(*models["semantic_fpn"], str(images / "[st]*.png"), str(tmp_path / "out"))
+        infer(*models["semantic_fpn"], str(images / "*[lty].*"), str(tmp_path / "other"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    require_consistent(tmp_path / "out", 2)
+
+
+def test_an_error_that_is_not_of_an_image_ends_the_run(models, images, tmp_path, monkeypatch):
+    for index in range(7):
+        (tmp_path / f"{index}.png").write_bytes((images / "small.png").read_bytes())
+    calls = []
+    monkeypatch.setattr(
+        inference.Segmentation, "segment", lambda *_: calls.append(1) or fail(ValueError("wrong"))
+    )
+    with pytest.raises(ConfigError, match=r"no image can be predicted: .*ValueError: wrong"):
+        infer(*models["semantic_fpn"], str(tmp_path), str(tmp_path / "out"))
+    assert len(calls) == 5
+    assert not (tmp_path / "out").exists()
+
+
 class TestWrongInputs:
     """Each gives one line on stderr, exit code 1 and no files."""
 
@@ -197,7 +357,9 @@ class TestWrongInputs:
             infer(config, models["semantic_fpn"][1], str(images))
 
     def test_no_readable_image(self, models, images, tmp_path):
-        with pytest.raises(ConfigError, match="none of its 1 images can be read"):
+        with pytest.raises(
+            ConfigError, match=r"none of its 1 images can be predicted.*failed to load"
+        ):
             infer(*models["semantic_fpn"], str(images / "b*.jpg"), str(tmp_path))
 
 
