@@ -133,12 +133,13 @@ def published_form(inputs: Inputs) -> Tensor:
     fixed shifts and K*K neighbours laid out in memory.
     """
     batch, height, width, _, num_heads, head_dim = inputs.qkv.shape
+    padding = inputs.deformed_kernel.shape[-1] // 2
     # One step to channels first, as published; runtimes are slow with heads and channels at once.
     qkv = inputs.qkv.reshape(batch, height, width, 3 * num_heads * head_dim).permute(0, 3, 1, 2)
     query, key, value = qkv.reshape(batch, 3, num_heads, head_dim, height, width).unbind(1)
 
     def neighbours(x: Tensor) -> Tensor:
-        convolve = partial(F.conv2d, x.flatten(0, 1), padding=KERNEL_SIZE // 2, groups=head_dim)
+        convolve = partial(F.conv2d, x.flatten(0, 1), padding=padding, groups=head_dim)
         fixed = convolve(inputs.shift.flatten(0, 1).unsqueeze(1))
         learned = convolve(inputs.deformed_kernel.flatten(0, 1).unsqueeze(1), inputs.bias.flatten())
         return (fixed + learned).view(batch, num_heads, head_dim, -1, height, width)

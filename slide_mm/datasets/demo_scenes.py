@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
-from sklearn.datasets import load_digits, load_sample_images
 
 CLASSES = tuple("0123456789")
 SPLITS = ("training", "validation")
@@ -160,6 +159,8 @@ def _scenes(
 
     An owner is 0 for background, else one more than the digit's place in the list.
     """
+    from sklearn.datasets import load_digits, load_sample_images  # Whoever has data does without.
+
     handwriting = load_digits()
     selected = np.arange(len(handwriting.images))[_DIGITS[split]]
     left, right = _PHOTO_COLUMNS[split]

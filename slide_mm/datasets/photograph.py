@@ -2,7 +2,6 @@
 
 import numpy as np
 from PIL import Image, ImageOps
-from sklearn.datasets import load_sample_images
 
 
 def bundled_photograph(height: int = 1024) -> Image.Image:
@@ -11,6 +10,8 @@ def bundled_photograph(height: int = 1024) -> Image.Image:
     Args:
         height: Height in pixels; the width is twice that. Default: 1024.
     """
+    from sklearn.datasets import load_sample_images  # Whoever brings images does without.
+
     overlap = height // 8
     size = (height + overlap // 2, height)
     left, right = (

@@ -29,8 +29,9 @@ from slide_mm.analysis.local_attention import (
 )
 from slide_mm.datasets import bundled_photograph
 from slide_mm.engine.config import load_config, require_keys
-from slide_mm.engine.preflight import check_model, silence_log
+from slide_mm.engine.preflight import check_model, image_channels, silence_log
 from slide_mm.engine.reporting import ConfigError
+from slide_mm.engine.runtimes import is_installed
 from slide_mm.engine.weights import load_weights
 from slide_mm.models.backbone import HierarchicalBackbone
 
@@ -211,6 +212,16 @@ def _read_photographs(
 ) -> list[Photograph]:
     if any(not 0 <= place < 1 for point in points for place in point):
         raise ConfigError("--points lie outside the image: give fractions of width and height")
+    channels = image_channels(model)
+    if channels != 3:
+        raise ConfigError(
+            f"the model takes images of {channels} channels: this report looks at photographs, of 3"
+        )
+    if not paths and not is_installed("sklearn"):
+        raise ConfigError(
+            "the photograph to look at is scikit-learn's, which is not installed: give images with "
+            "--images, or pip install scikit-learn"
+        )
     images = {str(path): _read_image(path) for path in paths}
     photographs = []
     for name, image in (images or {"bundled photograph": bundled_photograph()}).items():

@@ -191,14 +191,17 @@ def plot_latencies(report: Mapping[str, Any], out: str | Path) -> None:
         report: What :func:`check_onnx` returns.
         out: Picture to write.
     """
-    reference = report["pytorch"].median
-    bars = {
-        f"{result['runtime']}, {Path(result['file']).stem}": result["spread"].median / reference
-        for result in report["results"]
-    }
-    figure = Figure(figsize=(8, 1.2 + 0.4 * len(bars)), layout="constrained")
+    reference, results = report["pytorch"].median, report["results"]
+    files = {result["file"] for result in results}
+    are_different = len({Path(file).stem for file in files}) == len(files)
+    labels = [
+        f"{result['runtime']}, {Path(result['file']).stem if are_different else result['file']}"
+        for result in results
+    ]
+    ratios = [result["spread"].median / reference for result in results]
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(results)), layout="constrained")
     axes = figure.subplots()
-    axes.bar_label(axes.barh(list(bars), list(bars.values()), height=0.6), fmt="%.2f", padding=3)
+    axes.bar_label(axes.barh(labels, ratios, height=0.6), fmt="%.2f", padding=3)
     axes.axvline(1, color="black", linewidth=1, linestyle="--")
     axes.margins(x=0.15)
     axes.invert_yaxis()

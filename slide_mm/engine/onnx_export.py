@@ -17,7 +17,7 @@ from slide_mm.engine.config import get_task, load_config, require_keys
 from slide_mm.engine.onnx_bands import BandedBlock, ChunkedReduction, ConvMlp, fold_norm
 from slide_mm.engine.onnx_windows import IndexedWindowAttention
 from slide_mm.engine.outputs import check_output, write_atomically
-from slide_mm.engine.preflight import check_model
+from slide_mm.engine.preflight import check_model, image_channels
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.runtimes import largest_difference, open_with_onnxruntime, require_packages
 from slide_mm.engine.weights import load_weights
@@ -59,7 +59,7 @@ class ExportedPart(nn.Module):
 
     def __init__(self, model: nn.Module, part: str, task: str) -> None:
         super().__init__()
-        self.in_channels = getattr(model.backbone, "in_channels", 3)
+        self.in_channels = image_channels(model)
         self.model = model.backbone if part == "backbone" else model
         self.output = "scores" if (part, task) == ("whole", "mmseg") else "features"
         self.part = part

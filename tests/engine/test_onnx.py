@@ -1,10 +1,13 @@
+import re
 import runpy
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,11 +24,14 @@ from slide_mm.engine.onnx_export import (
     load_part,
 )
 from slide_mm.layers import AbsolutePositionEmbedding, SlideAttention
+from tests.needs import needs_pytorch
 
+pytestmark = needs_pytorch("2.5", "the operator set of exports")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools/deployment"
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS, DEPLOYMENT = ROOT / "tools/deployment", ROOT / "docs/deployment.md"
 WIDTHS = "embed_dims=(8, 16, 16, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4)"
 RATIOS = "mlp_ratios=(1, 1, 1, 1), sr_ratios=(8, 4, 2, 1)"
 NECK = "neck=dict(type='FPN', in_channels=[8, 16, 16, 32], out_channels=8, num_outs=4)"
@@ -41,7 +47,7 @@ RETINANET = (
 )
 
 
-def write_config(folder, family="SlideSwin", parts=UPERNET, slide_stages=(0, 1)):
+def write_config(folder, family="SlideSwin", parts=UPERNET, slide_stages=(0, 1), more=""):
     scope, kind = ("mmdet", "RetinaNet") if parts is RETINANET else ("mmseg", "EncoderDecoder")
     arch = WIDTHS if family == "SlideSwin" else f"{WIDTHS}, {RATIOS}"
     path = folder / f"{family}.py"
@@ -51,7 +57,7 @@ default_scope = "{scope}"
 custom_imports = dict(imports=["slide_mm"], allow_failed_imports=False)
 model = dict(
     type="{kind}",
-    backbone=dict(type="{family}", arch=dict({arch}), slide_stages={slide_stages}),
+    backbone=dict(type="{family}", arch=dict({arch}), slide_stages={slide_stages}, {more}),
     {parts},
 )
 """
@@ -129,14 +135,17 @@ def test_published_form_is_laid_out_as_published(tmp_path):
 @pytest.mark.parametrize("family", ["SlideSwin", "SlidePVT", "SlidePVTv2"])
 @pytest.mark.parametrize("form", onnx_export.FORMS)
 def test_what_is_exported_computes_the_same(form, family, tmp_path):
-    """With weights and biases of norms that are not ones and zeros."""
-    cfg = load_config(write_config(tmp_path, family))
+    """With norms that change something; of one family with other kernels and channels, too."""
+    channels, kernel_size = (4, 5) if family == "SlidePVT" else (3, 3)
+    more = f"in_channels={channels}, kernel_size={kernel_size}"
+    cfg = load_config(write_config(tmp_path, family, more=more))
     part = load_part(cfg, None, "backbone", deployed=form != "published")
     for module in part.modules():
         if isinstance(module, nn.LayerNorm):
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.normal_(module.bias)
-    image = torch.randn(2, 3, 50, 64)
+    assert part.in_channels == channels
+    image = torch.randn(2, channels, 50, 64)
     with torch.no_grad():
         expected = part(image)
         actual = onnx_export._make_exportable(part, form)(image)
@@ -246,6 +255,13 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
         check_onnx([str(tmp_path / "model.onnx")], config)
 
 
+def test_older_pytorch_is_told_which_one_exports(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "HAS_ONNX_20", False)
+    with pytest.raises(ConfigError, match=r"exports need PyTorch 2\.5 or later, here is \d"):
+        export_onnx(write_config(tmp_path), None, tmp_path / "out" / "model.onnx")
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_of_others_are_refused(tmp_path):
     config, file = write_config(tmp_path), str(tmp_path / "model.onnx")
     with pytest.raises(ConfigError, match="does not exist"):
@@ -258,6 +274,48 @@ def test_files_of_others_are_refused(tmp_path):
     Path(other).write_text(Path(other).read_text().replace("embed_dims=(8", "embed_dims=(16"))
     with pytest.raises(ConfigError, match="is not of the model of this config"):
         check_onnx([file], other)
+
+
+def test_files_of_one_name_have_bars_of_their_own(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    spread = SimpleNamespace(median=2.0)
+    results = [
+        {"runtime": "onnxruntime", "file": file, "spread": spread}
+        for file in ("a/model.onnx", "b/model.onnx", "c/other.onnx")
+    ]
+    report = {"pytorch": spread, "size": (1, 64, 64), "environment": {"threads": 1}}
+    onnx_check.plot_latencies({**report, "results": results}, tmp_path / "a.png")
+    onnx_check.plot_latencies({**report, "results": results[1:]}, tmp_path / "b.png")
+    for axes, number in zip(drawn, (3, 2), strict=True):
+        assert len({bar.get_y() for bar in axes.patches}) == number
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{"dynamo": False}, {"dynamo": True}])
+def test_timm_models_are_exported_by_pytorch_as_they_come(options, tmp_path):
+    """The lines of docs/deployment.md, on a smaller model."""
+    pytest.importorskip("onnxscript")
+    if not hasattr(torch.compiler, "is_exporting"):
+        pytest.skip("this PyTorch doesn't tell that it exports")
+    torch.manual_seed(0)
+    code = re.findall(r"```python\n(.*?)```", DEPLOYMENT.read_text(), re.DOTALL)
+    (lines,) = (block for block in code if "timm" in block)
+    assert 'timm.create_model("slide_pvt_v2_b0"' in lines
+    name = "slide_pvt_v2_b0" if options["dynamo"] else "slide_swin_tiny"
+    arch = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 32), "num_heads": (1, 2, 2, 4)}
+    if options["dynamo"]:
+        arch |= {"mlp_ratios": (1, 1, 1, 1), "sr_ratios": (8, 4, 2, 1)}
+    file = str(tmp_path / "model.onnx")
+    lines = lines.replace('"slide_pvt_v2_b0"', f"{name!r}, arch={arch}")
+    lines = lines.replace('"model.onnx"', f"{file!r}, **{options}").replace("224", "64")
+    scope = {}
+    exec(lines, scope)
+    run = runtimes.open_with_onnxruntime(file)
+    (output,) = run(scope["image"].numpy())
+    with torch.no_grad():
+        expected = scope["model"](scope["image"])
+    torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-4, atol=1e-4)
 
 
 def run_tool(monkeypatch, name, *arguments):
