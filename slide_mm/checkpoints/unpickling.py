@@ -157,7 +157,8 @@ class _Unpickler:
         self.stack.append(built)
         if built is not target:
             for index in self.places.pop(id(target), ()):
-                self.memo[index] = built
+                if self.memo[index] is target:
+                    self.memo[index] = built
 
     def load_persistent(self, _: Any) -> None:
         if self.load_storage is None:
