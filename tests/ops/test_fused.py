@@ -53,6 +53,16 @@ def test_compiles_without_graph_breaks(backend):
     assert all(map(torch.equal, forward_and_gradients(compiled, inputs, backend), expected))
 
 
+def test_auto_takes_the_operator(backend):
+    """Whatever the PyTorch; on a CPU, the compiled kernel where there is one."""
+    inputs = make_inputs()
+    auto, tap = (slide_attention_qkvpacked(*inputs, backend=name) for name in ("auto", "tap"))
+    output = slide_attention_qkvpacked(*inputs, backend=backend)
+    assert type(auto.grad_fn) is type(output.grad_fn) is not type(tap.grad_fn)
+    if backend == "compiled":
+        assert torch.equal(auto, output)
+
+
 def test_same_output_without_gradients(backend):
     inputs = make_inputs()
     with torch.no_grad():
