@@ -15,6 +15,7 @@ from PIL import Image
 
 from slide_mm.engine import test as run_test
 from slide_mm.engine import train as run_train
+from slide_mm.engine.locking import WorkDirLock
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 HOOKS = "custom_imports = dict(imports=['slide_mm', 'hooks'], allow_failed_imports=False)\n"
@@ -64,7 +65,11 @@ def test_killed_training_resumes(killed_detector, detector):
     resumed_log = max(killed_detector.glob("*/*.log")).read_text()
     assert "resumed epoch: 1, iter: 2" in resumed_log
     checkpoint = torch.load(detector[1], weights_only=False)
-    assert checkpoint["meta"]["iter"] == 6
+    meta = checkpoint["meta"]
+    assert meta["iter"] == 6
+    # What lets it end as if it had not been killed; see tests/engine and test_killed.py.
+    assert meta["batches_of_epoch"] == 0
+    assert "WholeCheckpointHook" in meta["cfg"]
     steps = {int(state["step"]) for state in checkpoint["optimizer"]["state"].values()}
     assert max(steps) == 6
 
@@ -243,6 +248,10 @@ class TestWrongInputs:
         assert "text.py cannot be read" in refused("train.py", "text.py")
         assert "empty.py has no model" in refused("train.py", "empty.py")
         assert "empty.py has no model" in refused("test.py", "empty.py", segmentor[1])
+        assert "empty.py has no model" in refused("analysis_tools/get_flops.py", "empty.py")
+        (tmp_path / "folder.py").mkdir()
+        assert "folder.py is a folder" in refused("train.py", "folder.py")
+        assert "folder.py is a folder" in refused("analysis_tools/get_flops.py", "folder.py")
 
     @pytest.mark.parametrize(
         ("option", "said"),
@@ -274,6 +283,11 @@ class TestWrongInputs:
     def test_wrong_model(self, refused, write_config, option, said):
         option = f"model.backbone.{option}"
         assert said in refused("train.py", write_config("mask_rcnn"), "--cfg-options", option)
+
+    def test_work_folder_of_a_running_training(self, refused, write_config, tmp_path):
+        with WorkDirLock(tmp_path):
+            line = refused("train.py", write_config("mask_rcnn"), "--work-dir", tmp_path)
+        assert f"another training is running in {tmp_path}" in line
 
     def test_unusable_checkpoint(self, refused, segmentor, tmp_path):
         config, checkpoint = segmentor
@@ -327,3 +341,9 @@ class TestWrongInputs:
         assert "dist_train.sh" in refused("train.py", plain, "--launcher", "pytorch")
         beyond = "model.neck.in_channels.4=8"
         assert "--cfg-options does not fit" in refused("train.py", plain, "--cfg-options", beyond)
+        for text in ("a", "a=[1,(2]"):
+            assert "give KEY=VALUE" in refused("train.py", plain, "--cfg-options", text)
+            assert "give KEY=VALUE" in refused("test.py", *detector, "--cfg-options", text)
+        below = str(Path(plain, "work"))
+        assert f"{plain} is no folder" in refused("train.py", plain, "--work-dir", below)
+        assert f"{plain} is no folder" in refused("test.py", *detector, "--work-dir", below)
