@@ -41,7 +41,7 @@ def iter_datasets(cfg: Config, split: str) -> Iterator[tuple[str, ConfigDict]]:
 def _unwrap(dataset: Any, key: str) -> Iterator[tuple[str, ConfigDict]]:
     if not isinstance(dataset, dict):
         return
-    if "dataset" in dataset:
+    if isinstance(dataset.get("dataset"), dict):
         yield from _unwrap(dataset.dataset, f"{key}.dataset")
     elif "datasets" in dataset:
         for index, part in enumerate(dataset.datasets):
