@@ -5,8 +5,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from torch import nn
+from torch.utils.data import DataLoader
 
-from slide_mm.engine.config import load_config, type_name
+from slide_mm.engine.config import drop_worker_options, load_config, type_name
 from slide_mm.engine.consistency import (
     compare_classes,
     find_inconsistencies,
@@ -237,6 +238,16 @@ def test_channels_of_images():
     assert image_channels(model) == 3
     model.data_preprocessor.mean = torch.zeros(4, 1, 1)
     assert image_channels(model) == 4
+
+
+@pytest.mark.parametrize("options", [{}, dict(num_workers=0), dict(num_workers=1)])
+def test_loaders_with_and_without_processes(options):
+    options = {**options, "persistent_workers": True, "prefetch_factor": 3}
+    cfg = Config({f"{split}_dataloader": dict(options) for split in SPLITS})
+    drop_worker_options(cfg)
+    for split in SPLITS:
+        loader = DataLoader([1, 2], **cfg[f"{split}_dataloader"])
+        assert loader.persistent_workers == bool(options.get("num_workers"))
 
 
 def test_types_by_name_and_by_class():
