@@ -25,12 +25,15 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+_SAVING = ("_save_checkpoint_with_step", "put", "write_atomically", "_sync_folder", "empty_bin")
+
+
 def kill_at_line(number: int) -> None:
     """Kill this process at that line, counted as they run, of the code that saves checkpoints."""
     lines = itertools.count(1)
 
     def trace(frame, event, _):
-        if not frame.f_code.co_filename.endswith(("checkpoint_hook.py", "outputs.py")):
+        if frame.f_code.co_name not in _SAVING:
             return None
         if event == "line" and next(lines) == number:
             os.kill(os.getpid(), signal.SIGKILL)

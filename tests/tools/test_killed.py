@@ -87,7 +87,7 @@ def test_killed_at_random_moments(training, write_config, tmp_path):
         runs += 1
         folder = tmp_path / f"run{runs}"
         while True:
-            line = rng.randrange(10, 400) if rng.random() < 0.4 else None
+            line = rng.randrange(1, 300) if rng.random() < 0.4 else None
             child = start(train, config, folder, line)
             if line is None:
                 end = time.monotonic() + rng.uniform(0, seconds)
