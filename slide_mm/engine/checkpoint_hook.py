@@ -71,6 +71,7 @@ class WholeCheckpointHook(CheckpointHook):
     def before_train(self, runner) -> None:
         """Find out where checkpoints go, and remove what a killed run has left there."""
         self.max_keep_ckpts = self._num_kept
+        self._confine(runner)
         super().before_train(runner)
         if self._num_kept > 0:
             # The new checkpoint names the one that it replaces, so that a run resumed from it
@@ -95,6 +96,22 @@ class WholeCheckpointHook(CheckpointHook):
         """Save the best checkpoint, and remove what it replaces."""
         super().after_val_epoch(runner, metrics)
         self._remove_outdated()
+
+    def _confine(self, runner) -> None:
+        """Take the files that a checkpoint names for those of this run: it removes them.
+
+        The folder may have been moved, and a checkpoint of somebody else's may name any file.
+        """
+        folder = runner.work_dir
+        if self.out_dir and Path(self.out_dir) != Path(folder):
+            folder = os.path.join(self.out_dir, Path(os.path.abspath(folder)).name)
+        info = runner.message_hub.runtime_info
+        for key in [key for key in info if key.startswith("best_ckpt")]:
+            name = os.path.basename(str(info.pop(key)))
+            if name.startswith("best_"):
+                info[key] = os.path.join(folder, name)
+        if "keep_ckpt_ids" in info:
+            info["keep_ckpt_ids"] = [x for x in info["keep_ckpt_ids"] if type(x) is int]
 
     def _remove_outdated(self) -> None:
         while 0 < self._num_kept < len(self.keep_ckpt_ids):

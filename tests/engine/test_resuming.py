@@ -1,13 +1,17 @@
+import logging
 import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 
 from slide_mm.checkpoints import CheckpointError
+from slide_mm.engine.checkpoint_hook import WholeCheckpointHook
 from slide_mm.engine.locking import WorkDirLock
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.resuming import set_resume
@@ -166,3 +170,22 @@ class TestWorkDirLock:
         with WorkDirLock(tmp_path):
             pass
         os.kill(int((tmp_path / "loader").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", ["best_a.pth", "other.pth", "..", "best_folder", ""])
+def test_removes_nothing_outside_its_folder(name, tmp_path):
+    """MMEngine removes the best checkpoint that a checkpoint names, be it a folder."""
+    outside, work_dir = tmp_path / "outside", tmp_path / "work"
+    for folder in (outside / "best_folder", work_dir / "best_folder"):
+        folder.mkdir(parents=True)
+    (outside / "best_a.pth").touch()
+    hub = MessageHub("tests", runtime_info={})
+    hub.update_info_dict({"best_ckpt": str(outside / name), "keep_ckpt_ids": ["../outside/x", 3]})
+    runner = SimpleNamespace(
+        work_dir=str(work_dir), message_hub=hub, logger=logging.getLogger(__name__)
+    )
+    hook = WholeCheckpointHook(interval=1, save_best="a", rule="greater", max_keep_ckpts=1)
+    hook.before_train(runner)
+    assert hook.best_ckpt_path in (None, str(work_dir / name))
+    assert (hook.best_ckpt_path is None) != name.startswith("best_")
+    assert list(hook.keep_ckpt_ids) == [3]
