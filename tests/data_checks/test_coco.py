@@ -232,6 +232,19 @@ def written(tmp_path):
     return write
 
 
+def test_a_rare_box_without_a_side_is_told_and_no_problem(tmp_path):
+    coco = make_coco(np.random.default_rng(0), num_annotations=1000)
+    path = tmp_path / "coco.json"
+    config = draw_config(np.random.default_rng(0), path)
+    for num_damaged, is_problem in ((1, False), (2, True)):
+        coco["annotations"][num_damaged]["bbox"] = [5, 5, 0, 9]
+        path.write_text(json.dumps(coco))
+        *_, findings = check(path, config)
+        told = [x.text for x in findings if "with a side of 0 or less" in x.text]
+        assert f"{num_damaged} with a side of 0 or less" in told[0]
+        assert any(x.level == Level.PROBLEM for x in findings) == is_problem
+
+
 def test_ids_that_occur_twice(written):
     def join(coco):
         coco["images"][3]["id"] = coco["images"][1]["id"]
