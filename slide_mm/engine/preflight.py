@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from slide_mm.checkpoints import CheckpointError, read_checkpoint
+from slide_mm.checkpoints import CheckpointError
 from slide_mm.engine.data_paths import is_local
 from slide_mm.engine.explaining import explain
 from slide_mm.engine.reporting import ConfigError
@@ -44,8 +44,8 @@ def check_model(cfg: Config, pretrained: bool) -> nn.Module:
     if pretrained:
         for module in model.modules():
             init_cfg = getattr(module, "init_cfg", None)
-            if isinstance(init_cfg, dict) and is_local(init_cfg.get("checkpoint")):
-                read_checkpoint(init_cfg["checkpoint"])
+            parts = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
+            if any(isinstance(x, dict) and is_local(x.get("checkpoint")) for x in parts):
                 with silence_log():  # The run loads it again, and tells.
                     module.init_weights()
     return model

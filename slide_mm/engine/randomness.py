@@ -21,7 +21,6 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS, LOOPS
 from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from torch.utils.data import BatchSampler, Sampler
 
-from slide_mm.engine.config import type_name
 from slide_mm.engine.reporting import log_once
 
 
@@ -41,15 +40,12 @@ def make_repeatable(cfg: Config, meta: Mapping[str, Any] | None = None) -> None:
     loader = cfg.train_dataloader
     if isinstance(loader.get("sampler"), dict):
         batches = loader.get("batch_sampler")
-        if type_name(batches) == "SeededBatchSampler":  # A config that a run has written.
-            batches = batches.batch_sampler
         settings = {} if batches else dict(drop_last=loader.pop("drop_last", False))
         settings |= dict(batch_sampler=batches, skip=done, first=iteration, endless=endless)
         loader.batch_sampler = ConfigDict(type="SeededBatchSampler", **settings)
-    hooks = [hook for hook in cfg.get("custom_hooks") or [] if type_name(hook) != "RepeatableHook"]
     missed = meta.get("is_validated") is False
     hook = dict(type="RepeatableHook", batches_done=done, validation_missed=missed)
-    cfg.custom_hooks = [*hooks, hook]
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), hook]
 
 
 def seed_all(*key: int) -> None:

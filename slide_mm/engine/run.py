@@ -1,5 +1,6 @@
 """Training and testing."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,6 +88,7 @@ def train(
 
 
 def _train(cfg: Config, resume: str | None, first: FirstIteration) -> None:
+    asked = copy.deepcopy(cfg)
     model = check_model(cfg, pretrained=True)
     check_consistency(cfg, model, ("train", "val"))
     meta = set_resume(cfg, resume, model)
@@ -102,6 +104,8 @@ def _train(cfg: Config, resume: str | None, first: FirstIteration) -> None:
     adapt_amp_to_device(cfg)
     prepare_for_cpu(cfg)
     runner = RUNNERS.build(cfg)
+    runner.cfg = asked  # For files: what is changed above is known to these tools alone.
+    runner.dump_config()
     runner.register_hook(first)
     runner.train()
 
