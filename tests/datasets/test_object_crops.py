@@ -59,7 +59,7 @@ def test_no_name_leads_out_of_the_folders(detection_data, tmp_path, key, field, 
     coco[key][0][field] = f"{name}/{name}" if key == "annotations" else name
     ann_file.write_text(json.dumps(coco))
     before = sorted(tmp_path.parent.rglob("*"))
-    with pytest.raises(ValueError, match="the name|unknown file extension"):
+    with pytest.raises(ValueError, match=r"the name|unknown file extension"):
         crop_objects(ann_file, images, tmp_path / "out")
     assert sorted(tmp_path.parent.rglob("*")) == before
 

@@ -113,7 +113,9 @@ class TestSetResume:
             self.resolve(tmp_path, resume=str(path))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
+)
 def test_killed_while_saving(seed, tmp_path, quick_trainings):
     """At any line: what has its name is whole, the run goes on, and nothing is left over."""
     rng = random.Random(seed)

@@ -13,6 +13,10 @@ from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
 FAMILIES = (SlideSwin, SlidePVT, SlidePVTv2)
 ARCHS = [(family, arch) for family in FAMILIES for arch in family.arch_zoo]
 SMALLEST = [(family, next(iter(family.arch_zoo))) for family in FAMILIES]
+# Larger ones differ in numbers alone.
+LARGER_SLOW = [
+    pytest.param(*arch, marks=() if arch in SMALLEST else pytest.mark.slow) for arch in ARCHS
+]
 SIZES = [(1, 1), (31, 57), (224, 224), (333, 500), (64, 2048)]
 STRIDES = (4, 8, 16, 32)
 
@@ -22,7 +26,7 @@ def build(family, arch, **options):
     return family(arch=arch, **options)
 
 
-@pytest.mark.parametrize(("family", "arch"), ARCHS)
+@pytest.mark.parametrize(("family", "arch"), LARGER_SLOW)
 def test_every_arch_takes_every_size_and_deploys(family, arch):
     backbone = build(family, arch, drop_path_rate=0.0)
     parameters = sum(p.numel() for p in backbone.parameters())
