@@ -8,7 +8,6 @@ import torch
 from tests.engine.kills import start, wait
 from tests.engine.tiny_training import assert_same_state, draw_config, draw_workers, run
 
-
 # Both loops, accumulated gradients, EMA, grouped batches and a schedule by validations.
 SOON = (1, 2, 3, 6)
 SEEDS = [pytest.param(x, marks=() if x in SOON else pytest.mark.slow) for x in range(16)]
