@@ -17,7 +17,7 @@ Transform = Callable[[Sample], Sample | None]
 
 
 def find_missing(paths: Sequence[str]) -> list[str]:
-    """Those of many local files that don't exist.
+    """Those of many local paths where no file is.
 
     Their folders are listed, which is faster than to ask for each file.
     """
@@ -26,13 +26,18 @@ def find_missing(paths: Sequence[str]) -> list[str]:
     for path in paths:
         folder, name = os.path.split(path)
         if folder not in listed:
-            listed[folder] = (
-                set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
-            )
+            listed[folder] = _list_files(folder or ".")
         # Some file systems know a name in other forms than they list it.
-        if name not in listed[folder] and not os.path.exists(path):
+        if name not in listed[folder] and not os.path.isfile(path):
             missing.append(path)
     return missing
+
+
+def _list_files(folder: str) -> set[str]:
+    if not os.path.isdir(folder):
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
 
 
 def sample_paths(sample: Mapping[str, Any]) -> list[str]:

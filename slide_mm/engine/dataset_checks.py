@@ -282,6 +282,10 @@ def _check_files(checked: Checked, split: str, config: ConfigDict) -> None:
         return
     absent = set(missing)
     checked.samples = [x for x in checked.samples if not absent & set(sample_paths(x))]
+    others = [path for path in missing if os.path.exists(path)]
+    if others:  # Loading would wait for what comes out of a pipe.
+        checked.add(Level.REFUSAL, f"{others[0]} is a folder, a pipe or a device: put a file there")
+        return
     # A training passes over them, as long as there are others.
     level = Level.PROBLEM if split == "train" and checked.samples else Level.REFUSAL
     hint = "" if checked.samples else _explain_suffix(dataset, "seg_map_suffix")

@@ -84,6 +84,8 @@ class ImageLoader:
         Raises:
             UnreadableError: If that is impossible.
         """
+        if not path.is_file():  # Reading a pipe would wait for what comes out.
+            raise UnreadableError("it is no file")
         try:
             require_whole(path.read_bytes())  # OpenCV takes what a cut-off file lacks for grey.
             with warnings.catch_warnings():

@@ -67,22 +67,47 @@ class PassOverUnreadable(BaseTransform):
                 "sound: its annotations or the step's options are wrong; "
                 "tools/misc/check_data.py looks through all annotations"
             ) from error
+        self.tell_broken(broken[0], f"{step} failed ({reason})")
+
+    def tell_broken(self, path: str, reason: str) -> None:
+        """Warn of a broken file.
+
+        Raises:
+            ConfigError: If there have been too many without a sound one between them.
+        """
         self.broken_in_a_row += 1
         if self.broken_in_a_row > MAX_BROKEN_IN_A_ROW:
             raise ConfigError(
-                f"{step} can't read one file after the other, {self.broken_in_a_row} now, the last "
-                f"{broken[0]} ({reason}): tools/misc/check_data.py finds all such files"
-            ) from error
+                f"one file after the other is broken, {self.broken_in_a_row} now, the last "
+                f"{path}: {reason}; tools/misc/check_data.py finds all such files"
+            )
         print_log(
-            f"passing over {broken[0]}: {step} failed ({reason}); "
-            "tools/misc/check_data.py finds all such files",
+            f"passing over {path}: {reason}; tools/misc/check_data.py finds all such files",
             logger="current",
             level=logging.WARNING,
         )
 
 
+@TRANSFORMS.register_module()
+class RefuseUnreadable(PassOverUnreadable):
+    """Load a file for validation or testing, which pass over nothing: figures must be of all."""
+
+    def tell_broken(self, path: str, reason: str) -> None:
+        """End the run.
+
+        Raises:
+            ConfigError: In any case.
+        """
+        raise ConfigError(
+            f"{path} is broken: {reason}; mend it or take it out of the annotations: figures of a "
+            "part of the images would not be comparable"
+        )
+
+
 def is_broken(path: str) -> bool:
     """Whether a file can't be opened, or decoded as an image, whatever a config says of it."""
+    if is_local(path) and not Path(path).is_file():
+        return True
     try:
         content = Path(path).read_bytes() if is_local(path) else fileio.get(path)
         require_whole(content)
@@ -104,13 +129,13 @@ def _is_known_to_pillow(content: bytes) -> bool:
         return True
 
 
-def pass_over_broken_files(cfg: Config) -> None:
-    """Let the training go on, with a warning, where an image or a label map is broken."""
-    for _, dataset in iter_datasets(cfg, "train"):
-        if "pipeline" in dataset:
-            dataset.pipeline = [
-                dict(type="PassOverUnreadable", loading=step)
-                if type_name(step).startswith("Load")
-                else step
-                for step in dataset.pipeline
-            ]
+def tell_broken_files(cfg: Config) -> None:
+    """Let a training pass over broken images and label maps, and a test end with one line."""
+    for split in ("train", "val", "test"):
+        kind = "PassOverUnreadable" if split == "train" else "RefuseUnreadable"
+        for _, dataset in iter_datasets(cfg, split):
+            if "pipeline" in dataset:
+                dataset.pipeline = [
+                    dict(type=kind, loading=step) if type_name(step).startswith("Load") else step
+                    for step in dataset.pipeline
+                ]

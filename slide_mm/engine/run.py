@@ -4,9 +4,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import mmengine.runner  # noqa: F401  # Registers Runner.
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
 from slide_mm.engine.amp import adapt_amp_to_device
 from slide_mm.engine.checkpoint_hook import save_checkpoints_whole
@@ -32,7 +32,7 @@ from slide_mm.engine.distributed import (
     prepare_for_cpu,
 )
 from slide_mm.engine.first_iteration import FirstIteration, first_iteration
-from slide_mm.engine.loading import pass_over_broken_files
+from slide_mm.engine.loading import tell_broken_files
 from slide_mm.engine.locking import WorkDirLock
 from slide_mm.engine.preflight import check_model
 from slide_mm.engine.randomness import make_repeatable
@@ -100,14 +100,18 @@ def _train(cfg: Config, resume: str | None, first: FirstIteration) -> None:
     drop_worker_options(cfg)
     make_repeatable(cfg, meta)
     save_checkpoints_whole(cfg)
-    pass_over_broken_files(cfg)
+    tell_broken_files(cfg)
     adapt_amp_to_device(cfg)
     prepare_for_cpu(cfg)
+    _build_runner(cfg, asked, first).train()
+
+
+def _build_runner(cfg: Config, asked: Config, first: FirstIteration) -> Runner:
     runner = RUNNERS.build(cfg)
-    runner.cfg = asked  # For files: what is changed above is known to these tools alone.
+    runner.cfg = asked  # For files: what else is in the config is known to these tools alone.
     runner.dump_config()
     runner.register_hook(first)
-    runner.train()
+    return runner
 
 
 def test(
@@ -164,6 +168,7 @@ def test(
 
 
 def _test(cfg: Config, tta: bool, first: FirstIteration) -> dict[str, float]:
+    asked = copy.deepcopy(cfg)
     model = check_model(cfg, pretrained=False)
     check_consistency(cfg, model, ("test",))
     check_checkpoint(cfg, model, whole=True)
@@ -172,7 +177,6 @@ def _test(cfg: Config, tta: bool, first: FirstIteration) -> dict[str, float]:
     if tta:
         enable_tta(cfg)
     drop_worker_options(cfg)
+    tell_broken_files(cfg)
     prepare_for_cpu(cfg)
-    runner = RUNNERS.build(cfg)
-    runner.register_hook(first)
-    return runner.test()
+    return _build_runner(cfg, asked, first).test()

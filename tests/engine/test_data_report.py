@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import numpy as np
@@ -249,6 +250,15 @@ def test_suffixes_that_match_no_file(inspect, refuse, scenes):
     options = {f"{TRAIN}.seg_map_suffix": "_mask.png"}
     assert "4 of 8 files do not exist: " in refuse(SEGMENTATION, **options)
     assert "seg_map_suffix is '_mask.png'" in refuse(SEGMENTATION, **options)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_pipes_and_folders_are_no_files(make, refuse, scenes):
+    """A training would wait for a pipe for ever."""
+    path = list_images(scenes)[1]
+    path.unlink()
+    make(path)
+    assert f"{path} is a folder, a pipe or a device" in refuse(DETECTION)
 
 
 def test_images_without_annotations_are_counted_as_unused(inspect, scenes):

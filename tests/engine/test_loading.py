@@ -12,7 +12,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from slide_mm.engine import loading
-from slide_mm.engine.loading import MAX_BROKEN_IN_A_ROW, is_broken, pass_over_broken_files
+from slide_mm.engine.loading import MAX_BROKEN_IN_A_ROW, is_broken, tell_broken_files
 from slide_mm.engine.reporting import ConfigError
 
 LOAD_IMAGE = dict(type="LoadImageFromFile")
@@ -25,13 +25,14 @@ def told(monkeypatch):
     return messages
 
 
-def build(paths, *steps, **sample):
-    cfg = Config(dict(train_dataloader=dict(dataset=dict(pipeline=[LOAD_IMAGE, *steps]))))
-    pass_over_broken_files(cfg)
+def build(paths, *steps, split="train", **sample):
+    loader = dict(dataset=dict(pipeline=[LOAD_IMAGE, *steps]))
+    cfg = Config({f"{split}_dataloader": loader})
+    tell_broken_files(cfg)
     dataset = BaseDataset(lazy_init=True, serialize_data=False, pipeline=[])
     dataset.data_list = [dict(sample, img_path=str(path)) for path in paths]
     dataset._fully_initialized = True
-    dataset.pipeline = type(dataset.pipeline)(cfg.train_dataloader.dataset.pipeline)
+    dataset.pipeline = type(dataset.pipeline)(cfg[f"{split}_dataloader"].dataset.pipeline)
     return dataset
 
 
@@ -105,7 +106,7 @@ def test_mistakes_of_config_and_annotations_end_the_run(name, tmp_path, told):
 
 def test_one_broken_file_after_the_other_ends_the_run(tmp_path):
     paths = [tmp_path / f"{index}.png" for index in range(MAX_BROKEN_IN_A_ROW + 1)]
-    with pytest.raises(ConfigError, match="can't read one file after the other, 11 now, the last"):
+    with pytest.raises(ConfigError, match="one file after the other is broken, 11 now, the last"):
         build(paths)[0]
     paths[0].write_bytes(encode())
     dataset = build(paths)
@@ -126,9 +127,11 @@ def test_formats_that_pillow_lacks_are_no_broken_files(tmp_path):
     assert not is_broken(str(path))
 
 
-def test_testing_is_left_alone():
-    loader = dict(dataset=dict(pipeline=[LOAD_IMAGE]))
-    cfg = Config(dict(train_dataloader=loader, test_dataloader=loader))
-    pass_over_broken_files(cfg)
-    assert cfg.test_dataloader.dataset.pipeline == [LOAD_IMAGE]
-    assert cfg.train_dataloader.dataset.pipeline != [LOAD_IMAGE]
+def test_testing_passes_over_nothing(tmp_path):
+    sound, broken = tmp_path / "sound.png", tmp_path / "broken.png"
+    sound.write_bytes(encode())
+    broken.write_bytes(b"no image")
+    dataset = build([sound, broken], split="test")
+    assert dataset[0]["img_path"] == str(sound)
+    with pytest.raises(ConfigError, match=f"{broken} is broken: LoadImageFromFile failed"):
+        dataset[1]
