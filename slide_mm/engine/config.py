@@ -221,6 +221,7 @@ def draw_predictions(
             hook.test_out_dir = os.path.abspath(show_dir)
         else:
             cfg.visualizer.save_dir = show_dir
+            hook.interval = 1  # OpenMMLab's own draws each 50th image.
 
 
 def enable_tta(cfg: Config) -> None:

@@ -130,7 +130,7 @@ def test_small_image_gives_what_the_detection_inferencer_gives(run, models, imag
 def test_small_image_gives_what_the_segmentation_inferencer_gives(run, models, images, tmp_path):
     image = str(images / "small.png")
     run(*models["semantic_fpn"], image, "--out", tmp_path)
-    inferencer = MMSegInferencer(*models["semantic_fpn"], device="cpu", show_progress=False)
+    inferencer = MMSegInferencer(*models["semantic_fpn"], device="cpu")
     labels = np.array(Image.open(tmp_path / "labels/small.png.png"))
     assert (labels == inferencer(image)["predictions"]).all()
 
