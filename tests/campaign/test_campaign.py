@@ -37,7 +37,7 @@ TOOLS = (
     *("model_converters/convert_checkpoint.py", "analysis_tools/get_flops.py"),
     *("analysis_tools/plot_logs.py", "analysis_tools/compare_runs.py"),
     *("deployment/export_onnx.py", "analysis_tools/check_local_attention.py"),
-    *("dataset_converters/crop_objects.py", "analysis_tools/reproduce_tables.py"),
+    "dataset_converters/crop_objects.py",
 )
 METRIC = re.compile(r"(?:mIoU|bbox_mAP): +([-\d.]+)")
 
