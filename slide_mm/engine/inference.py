@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
+from slide_mm.checkpoints import CheckpointError
 from slide_mm.engine.config import get_task, load_config, require_keys, type_name
 from slide_mm.engine.data_paths import iter_datasets
 from slide_mm.engine.explaining import explain
@@ -90,7 +91,12 @@ def infer(
     kind = {"mmdet": Detection, "mmseg": Segmentation}[get_task(cfg)]
     check_checkpoint(cfg, check_model(cfg, pretrained=False), whole=True)
     load = ImageLoader(cfg)
-    task = kind(cfg, device, score_thr)
+    try:
+        task = kind(cfg, device, score_thr)
+    except (ConfigError, CheckpointError):
+        raise
+    except Exception as error:  # Parts of a config can be wrong in many ways.
+        raise ConfigError(explain(error, cfg)) from error
     out = Path(out or Path(cfg.work_dir, "inference"))
     results = {"config": config, "checkpoint": checkpoint, "classes": task.classes}
     results |= {"images": [], "unreadable": []}

@@ -370,3 +370,11 @@ def test_help_has_an_example_that_exists(run, capsys):
     configs = [word for word in example if word.startswith("configs/")]
     assert configs
     assert all((TOOL.parents[1] / config).is_file() for config in configs)
+
+
+def test_dataset_that_cannot_be_built(write_config, models, images, tmp_path):
+    text = "test_dataloader = dict(dataset=dict(metainfox=dict()))\n"
+    config = write_config("semantic_fpn", text)
+    with pytest.raises(ConfigError, match=r"BaseSegDataset.*'metainfox'"):
+        infer(config, models["semantic_fpn"][1], str(images), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
