@@ -6,15 +6,21 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.config import ConfigDict
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from slide_mm.engine.config import get_task, load_config, require_keys
+from slide_mm.engine.explaining import explain
+from slide_mm.engine.preflight import check_model, image_channels
+from slide_mm.engine.reporting import ConfigError
 
 aten = torch.ops.aten
 
 # What MMDetection 2 took for proposals when it counted, and the papers with it.
 NUM_BOX_ROIS, NUM_MASK_ROIS = 1000, 100
+# Those that detectors and segmentors are usually counted for, in the paper too.
+_IMAGE_SIZES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}
 
 
 class Complexity(NamedTuple):
@@ -76,15 +82,45 @@ def counting_flops() -> Iterator[Callable[[], int]]:
         yield lambda: counter.get_total_flops() // 2
 
 
-def build_on_meta(model: ConfigDict, scope: str | None = None) -> nn.Module:
-    """Build a model whose parameters have shapes, but take no memory and no time to initialise.
+def build_on_meta(cfg: Config) -> nn.Module:
+    """Build a config's model without memory, or time to initialise it.
+
+    Raises:
+        ConfigError: If it cannot be built.
+    """
+    with torch.device("meta"):
+        return check_model(cfg, pretrained=False)
+
+
+def get_flops(
+    config: str, image_size: tuple[int, int] | None = None
+) -> tuple[tuple[int, int], Complexity]:
+    """Count operations and parameters of a config's model, without weights or data.
 
     Args:
-        model: Its config.
-        scope: Registry in which its types are looked up first. Default: MMEngine's own.
+        config: Config file of a detector or segmentor.
+        image_size: Height and width, in pixels. Default: 800 x 1280 for detection, 512 x 2048
+            for segmentation.
+
+    Returns:
+        The image size, and what :func:`count_complexity` says.
+
+    Raises:
+        ConfigError: If the config or the size is wrong, or its model cannot be counted.
     """
-    with DefaultScope.overwrite_default_scope(scope), torch.device("meta"):
-        return MODELS.build(model)
+    cfg = load_config(config)
+    require_keys(cfg, "counting", "model")
+    image_size = image_size or _IMAGE_SIZES[get_task(cfg)]
+    if min(image_size) < 1:
+        raise ConfigError(f"--shape is {image_size[0]} {image_size[1]}: give two positive numbers")
+    model = build_on_meta(cfg)
+    try:
+        return image_size, count_complexity(model, image_size, image_channels(model))
+    except Exception as error:  # Foreign models may need data, or operators for real tensors alone.
+        raise ConfigError(
+            f"the model of {cfg.filename} cannot be counted at {image_size[0]} x {image_size[1]}: "
+            f"{explain(error, cfg)}"
+        ) from error
 
 
 def count_complexity(

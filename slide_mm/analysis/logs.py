@@ -1,12 +1,16 @@
-"""MMEngine's logs of a training."""
+"""Curves of trainings, from MMEngine's logs."""
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from slide_mm.engine.outputs import PICTURES, check_output, write_atomically
+from slide_mm.engine.reporting import ConfigError
 
 # (step, value) pairs by name. Steps are iterations, or epochs where metrics are logged by epoch.
 Scalars = dict[str, list[tuple[int, float]]]
@@ -14,6 +18,72 @@ Scalars = dict[str, list[tuple[int, float]]]
 # Logged with the others, and about the run rather than the model.
 _NOT_DRAWN = {"base_lr", "data_time", "epoch", "iter", "memory", "time"}
 _MAX_COLUMNS = 4
+
+
+def plot_logs(
+    runs: Sequence[str], out: str, keys: Sequence[str] | None = None, target: float | None = None
+) -> dict[str, int | None]:
+    """Draw what several trainings have logged in one picture.
+
+    Args:
+        runs: Their work folders, each perhaps with a name for the legend, as in ``NAME=FOLDER``.
+        out: Picture to write.
+        keys: What to draw. Default: losses, learning rate and all metrics.
+        target: A value of the only key, to look for. Default: none.
+
+    Returns:
+        With a target, the step of the first record of at least that value by the run's name, None
+        where a run has none; without, nothing.
+
+    Raises:
+        ConfigError: If a folder holds no log, none has a key, the target is of no single key or of
+            one that a run lacks, or the picture can't be written.
+    """
+    out = check_output(out, PICTURES)
+    scalars = {name: _read_training(folder) for name, folder in _name_runs(runs).items()}
+    logged = {key: points for run in scalars.values() for key, points in run.items()}
+    unknown = [key for key in keys or () if key not in logged]
+    if unknown:
+        raise ConfigError(f"no run has logged {unknown[0]}: choose among {', '.join(logged)}")
+    reached = {} if target is None else _find_target(scalars, keys, target)
+    with write_atomically(out) as file:
+        plot_runs(scalars, file, keys or list_curves(logged))
+    return reached
+
+
+def _name_runs(runs: Sequence[str]) -> dict[str, str]:
+    """Work folders by the names given, or else by what their paths don't share."""
+    pairs = [("", "", run) if os.path.isdir(run) else run.rpartition("=") for run in runs]
+    paths = [os.path.abspath(folder) for _, _, folder in pairs]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return {
+        name or Path(path).relative_to(common).as_posix(): path
+        for (name, _, _), path in zip(pairs, paths, strict=True)
+    }
+
+
+def _read_training(run_dir: str) -> Scalars:
+    scalars = read_scalars(run_dir)
+    if not scalars:
+        raise ConfigError(
+            f"{run_dir} holds the log of a test, which has no curves: give a training"
+        )
+    return scalars
+
+
+def _find_target(
+    runs: Mapping[str, Scalars], keys: Sequence[str] | None, target: float
+) -> dict[str, int | None]:
+    if not keys or len(keys) != 1:
+        raise ConfigError(f"--target {target:g} is a value of one key: name it with --keys")
+    (key,) = keys
+    lacking = [name for name, scalars in runs.items() if key not in scalars]
+    if lacking:
+        raise ConfigError(f"{lacking[0]} has not logged {key}, which --target looks for")
+    return {
+        name: next((step for step, value in scalars[key] if value >= target), None)
+        for name, scalars in runs.items()
+    }
 
 
 def read_scalars(run_dir: str | Path) -> Scalars:
@@ -30,11 +100,11 @@ def read_scalars(run_dir: str | Path) -> Scalars:
         whose metrics have no step.
 
     Raises:
-        FileNotFoundError: If there is no log.
+        ConfigError: If there is no log.
     """
     logs = sorted(Path(run_dir).glob("*/vis_data/scalars.json"))
     if not logs:
-        raise FileNotFoundError(f"{run_dir} holds no log of a training: give its work folder")
+        raise ConfigError(f"{run_dir} holds no log of a training: give its work folder")
     scalars: Scalars = {}
     for log in logs:
         scalars = _join(scalars, _collect(_records(log)))

@@ -109,7 +109,7 @@ def count_row(table: str, config: str, configs: Path) -> Row:
     if table == "imagenet":
         ours = count_classifier(cfg.model.backbone, size)
     else:
-        ours = count_complexity(build_on_meta(cfg.model, cfg.default_scope), size)
+        ours = count_complexity(build_on_meta(cfg), size)
     epochs = cfg.train_cfg.get("max_epochs")
     schedule = f"{epochs} epochs" if epochs else f"{cfg.train_cfg.max_iters // 1000}k iterations"
     return Row(config, paper.get("name", Path(config).stem), schedule, ours, paper)

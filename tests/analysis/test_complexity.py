@@ -70,7 +70,7 @@ def test_counts_are_those_of_mmengines_tracing(config):
     analysis.set_op_handle("aten::scaled_dot_product_attention", count_sdpa)
     for name in ("aten::upsample_nearest2d", "aten::adaptive_avg_pool2d"):
         analysis.set_op_handle(name, lambda inputs, outputs: 0)
-    flops, params = count_complexity(build_on_meta(cfg.model, cfg.default_scope), (64, 96))
+    flops, params = count_complexity(build_on_meta(cfg), (64, 96))
     assert flops == analysis.total()
     assert params == sum(parameter.numel() for parameter in traced.parameters())
 
@@ -104,7 +104,7 @@ def count_mask_head():
 )
 def test_heads_of_detectors_by_hand(config, by_hand):
     cfg = Config.fromfile(CONFIGS / config)
-    model = build_on_meta(cfg.model, cfg.default_scope).eval()
+    model = build_on_meta(cfg).eval()
     image = torch.empty(1, 3, 64, 96, device="meta")
     features = count_flops(lambda: model.extract_feat(image))
     assert count_complexity(model, (64, 96)).flops - features == by_hand + count_rpn()

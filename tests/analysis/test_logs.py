@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from slide_mm.analysis import list_curves, plot_runs, read_scalars
+from slide_mm.analysis.logs import plot_logs
+from slide_mm.engine import ConfigError
 
 
 def write_log(run_dir, name, records, end=""):
@@ -68,6 +70,36 @@ def test_every_run_is_drawn_in_every_panel(tmp_path):
     assert {(31, 119, 180, 255), (255, 127, 14, 255)} <= colors
 
 
-def test_folder_without_a_log_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path} holds no log"):
-        read_scalars(tmp_path)
+@pytest.fixture
+def work_dirs(tmp_path):
+    curves = {"slow": [0.1, 0.2, 0.4], "fast": [0.3, 0.5, 0.4], "never": [0.0, 0.1, 0.2]}
+    for name, values in curves.items():
+        records = [{"mIoU": value, "step": 10 * i} for i, value in enumerate(values, 1)]
+        write_log(tmp_path / name, "20260101_000000", records)
+    return [str(tmp_path / "slow"), f"x=y={tmp_path / 'fast'}", str(tmp_path / "never")]
+
+
+def test_first_validation_at_the_target_counts(work_dirs, tmp_path):
+    out = tmp_path / "pictures" / "curves.svg"
+    assert plot_logs(work_dirs, str(out)) == {}
+    reached = plot_logs(work_dirs, str(out), ["mIoU"], target=0.4)
+    assert list(reached.items()) == [("slow", 30), ("x=y", 20), ("never", None)]
+    for name in reached:
+        assert f"<!-- {name} -->" in out.read_text()
+
+
+def test_what_is_not_there_is_named(work_dirs, tmp_path):
+    write_log(tmp_path / "test", "1", [{"mIoU": 1.0}])
+    write_log(tmp_path / "other", "1", [{"loss": 1.0, "step": 1}])
+    out, other = str(tmp_path / "curves.png"), str(tmp_path / "other")
+    for arguments, message in (
+        (([str(tmp_path / "nowhere")], out), "nowhere holds no log of a training"),
+        (([str(tmp_path / "test")], out), "test holds the log of a test"),
+        ((work_dirs, out, ["loss"]), "no run has logged loss: choose among mIoU"),
+        ((work_dirs, out, None, 0.4), "--target 0.4 is a value of one key"),
+        (([*work_dirs, other], out, ["mIoU"], 0.4), "other has not logged mIoU"),
+        ((work_dirs, str(tmp_path / "curves")), "name a file ending in .png"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plot_logs(*arguments)
+    assert not list(tmp_path.glob("*.png"))

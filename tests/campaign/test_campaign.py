@@ -35,7 +35,7 @@ KINDS = ("hostile", "unfit", "wrapped", "damaged", "annotations", "images", "con
 TOOLS = (
     *("train.py", "test.py", "infer.py", "misc/check_data.py"),
     *("model_converters/convert_checkpoint.py", "analysis_tools/get_flops.py"),
-    *("analysis_tools/plot_logs.py", "analysis_tools/compare_runs.py"),
+    "analysis_tools/plot_logs.py",
     *("deployment/export_onnx.py", "analysis_tools/check_local_attention.py"),
     "dataset_converters/crop_objects.py",
 )

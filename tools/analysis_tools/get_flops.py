@@ -3,8 +3,8 @@
 import argparse
 import json
 
+from slide_mm.analysis.complexity import get_flops
 from slide_mm.engine import exit_on_user_error
-from slide_mm.engine.complexity import get_flops
 
 EXAMPLE = """example:
   python tools/analysis_tools/get_flops.py configs/slide_pvt/mask-rcnn_slide-pvt-t_fpn_1x_coco.py \\
