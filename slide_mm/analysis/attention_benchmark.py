@@ -1,4 +1,4 @@
-"""Slide Attention's forms against window attention and against what the machine could do."""
+"""Slide Attention's backends against window attention and against what the machine could do."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +29,7 @@ from slide_mm.analysis.benchmark import (
     measure_times,
 )
 from slide_mm.analysis.markdown import format_table
+from slide_mm.ops.backends import TABLE
 
 # The first stages of Slide-Swin-T and the first of Slide-PVT at 800 x 1280.
 SHAPES = {
@@ -145,8 +146,9 @@ def _measure(
 
 
 def _measure_scaling(rounds: int, device: torch.device) -> dict[str, Any]:
-    """Time and memory of the forms that models run, by the side of the image."""
-    names = [name for name in ("compiled", "chunked") if name in list_contenders(device)]
+    """Time and memory of the backends that models run, by the side of the image."""
+    here = list_contenders(device)
+    names = [name for name, backend in TABLE.items() if backend.backward and name in here]
     sides = {
         side: _measure(
             f"{side} x {side}", Shape(1, side // 4, side // 4, 3, 32), names, rounds, device

@@ -17,11 +17,13 @@ from slide_mm.layers.window_attention import (
     relative_position_index,
     shifted_window_mask,
 )
-from slide_mm.ops import BACKENDS, cpu_kernel, slide_attention_qkvpacked
+from slide_mm.ops import slide_attention_qkvpacked
+from slide_mm.ops.backends import TABLE, why_not
 from slide_mm.ops.compat import HAS_FLEX_ATTENTION
+from slide_mm.ops.reference import published
 
 KERNEL_SIZE, WINDOW_SIZE = 3, 7
-SLIDE = ("published", *BACKENDS[1:])
+SLIDE = ("published", *TABLE)
 # Attention to the same neighbourhood, without the deformed path.
 FLEX = "flex attention"
 WINDOW = "window attention"
@@ -80,7 +82,8 @@ def make_inputs(shape: Shape, device: torch.device) -> Inputs:
 
 def list_contenders(device: torch.device) -> list[str]:
     """Names of all that run on a device."""
-    missing = set() if device.type == "cpu" and cpu_kernel.is_available() else {"compiled"}
+    tensors = [torch.empty(0, device=device)]
+    missing = {name for name in TABLE if why_not(name, tensors, KERNEL_SIZE)}
     missing |= set() if HAS_FLEX_ATTENTION else {FLEX}
     return [name for name in (WINDOW, *SLIDE, FLEX) if name not in missing]
 
@@ -100,7 +103,7 @@ def make_contender(name: str, inputs: Inputs) -> Callable[[], Tensor]:
     if name == FLEX:
         return _flex_attention(inputs)
     if name == "published":
-        return partial(published_form, inputs)
+        return partial(published, *inputs[:-1])
     qkv, shift, deformed_kernel, bias, position_bias, _ = inputs
     return lambda: slide_attention_qkvpacked(
         qkv, shift + deformed_kernel, bias, position_bias, backend=name
@@ -124,32 +127,6 @@ def _runs(name: str, inputs: Inputs) -> tuple[Callable[[], None], Callable[[], N
     trained = [x for x in inputs if x.requires_grad]
     both = backward_of(function, trained) if has_backward(name, inputs.qkv.device) else lambda: None
     return forward_of(function), both
-
-
-def published_form(inputs: Inputs) -> Tensor:
-    """Slide Attention as the paper formulates it: two depth-wise convolutions for key and value.
-
-    Slide-Transformer, CVPR 2023, arXiv 2304.04237, section 4.3, with the learned path beside the
-    fixed shifts and K*K neighbours laid out in memory.
-    """
-    batch, height, width, _, num_heads, head_dim = inputs.qkv.shape
-    padding = inputs.deformed_kernel.shape[-1] // 2
-    # One step to channels first, as published; runtimes are slow with heads and channels at once.
-    qkv = inputs.qkv.reshape(batch, height, width, 3 * num_heads * head_dim).permute(0, 3, 1, 2)
-    query, key, value = qkv.reshape(batch, 3, num_heads, head_dim, height, width).unbind(1)
-
-    def neighbours(x: Tensor) -> Tensor:
-        convolve = partial(F.conv2d, x.flatten(0, 1), padding=padding, groups=head_dim)
-        fixed = convolve(inputs.shift.flatten(0, 1).unsqueeze(1))
-        learned = convolve(inputs.deformed_kernel.flatten(0, 1).unsqueeze(1), inputs.bias.flatten())
-        return (fixed + learned).view(batch, num_heads, head_dim, -1, height, width)
-
-    query = (head_dim**-0.5 * query).unsqueeze(3)
-    keys = neighbours(key) + inputs.position_bias[:, None, :, None, None]
-    attention = (query * keys).sum(2, keepdim=True).softmax(3)
-    heads = (attention * neighbours(value)).sum(3)
-    image = heads.reshape(batch, num_heads * head_dim, height, width).permute(0, 2, 3, 1)
-    return image.reshape(batch, height, width, num_heads, head_dim)
 
 
 def _window_attention(inputs: Inputs) -> Callable[[], Tensor]:

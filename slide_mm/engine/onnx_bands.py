@@ -159,7 +159,7 @@ class _Residual(nn.Module):
 class _BandOfAttention(nn.Module):
     """A block's attention branch and residual connection on bands.
 
-    The products are :func:`slide_mm.ops.forms.score_by_tap` and its transpose.
+    The products are :func:`slide_mm.ops.reference.score_by_tap` and its transpose.
     """
 
     def __init__(self, block: Block) -> None:

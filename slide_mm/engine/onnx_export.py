@@ -12,7 +12,6 @@ from timm.layers import to_2tuple
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from slide_mm.analysis.attention_contenders import Inputs, published_form
 from slide_mm.engine.config import get_task, load_config, require_keys
 from slide_mm.engine.onnx_bands import BandedBlock, ChunkedReduction, ConvMlp, fold_norm
 from slide_mm.engine.onnx_windows import IndexedWindowAttention
@@ -30,6 +29,7 @@ from slide_mm.layers import (
     SpatialReductionAttention,
 )
 from slide_mm.ops.compat import HAS_ONNX_20
+from slide_mm.ops.reference import published
 
 if TYPE_CHECKING:
     import onnx
@@ -144,15 +144,14 @@ class PublishedSlideAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to tokens of the same shape."""
         layer = self.layer
-        inputs = Inputs(
+        inputs = (
             layer.qkv(x).view(*x.shape[:3], 3, layer.num_heads, layer.head_dim),
             layer.shift.expand_as(layer.deformed_kernel),
             layer.deformed_kernel,
             layer.shift_bias,
             layer.relative_position_bias_table,
-            window_bias=None,
         )
-        return layer.proj(published_form(inputs).flatten(-2))
+        return layer.proj(published(*inputs).flatten(-2))
 
 
 def export_onnx(

@@ -1,7 +1,7 @@
 """Functions on tensors, without parameters."""
 
+from slide_mm.ops.backends import BACKENDS
 from slide_mm.ops.slide_attention import (
-    BACKENDS,
     slide_attention,
     slide_attention_qkvpacked,
     slide_attention_weights,

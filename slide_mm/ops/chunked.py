@@ -38,7 +38,7 @@ def forward(
     scale: float,
     attention: Tensor | None,
 ) -> Tensor:
-    """See :func:`slide_mm.ops.fused.slide_attention`, whose arguments these are.
+    """See :class:`slide_mm.ops.backends.Backend`.
 
     Args:
         attention: What :func:`backward` needs, B * K*K * H * W * num_heads elements, is written

@@ -16,6 +16,17 @@ if hasattr(torch.compiler, "is_compiling"):
 else:
     is_compiling = torch._utils.is_compiling
 
+
+# Dynamo takes is_exporting() for true whenever it compiles, unless it calls the function itself.
+@torch.compiler.assume_constant_result
+def is_recorded() -> bool:
+    """Whether operations are written down for readers who know PyTorch's own alone.
+
+    They are by torch.export, and by MMEngine's counter of operations, which traces.
+    """
+    return is_exporting() or torch.jit.is_tracing()
+
+
 # Whether torch.export looks at what runs; older versions don't tell.
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 

@@ -90,7 +90,7 @@ def forward(
     scale: float,
     attention: Tensor | None,
 ) -> Tensor:
-    """See :func:`slide_mm.ops.fused.slide_attention`, whose arguments these are.
+    """See :class:`slide_mm.ops.backends.Backend`.
 
     Query, key and value are read without a copy where their channels are contiguous.
 

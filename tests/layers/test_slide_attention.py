@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from slide_mm.layers import SlideAttention
-from tests.ops.judge import judge
+from slide_mm.ops.reference import definition
 
 
 def test_layer_is_projection_judge_projection():
@@ -11,7 +11,7 @@ def test_layer_is_projection_judge_projection():
     x = torch.randn(2, 6, 7, 24, dtype=torch.float64)
     query, key, value = layer.qkv(x).chunk(3, dim=-1)
     split = (2, 6, 7, 3, 8)
-    attended = judge(
+    attended = definition(
         query.reshape(split),
         key.reshape(split),
         value.reshape(split),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from slide_mm.ops import cpu_kernel, slide_attention
-from tests.ops.judge import judge
+from slide_mm.ops.reference import definition
 
 pytestmark = pytest.mark.skipif(
     not cpu_kernel.is_available(), reason=f"no kernel: {cpu_kernel.unavailable_reason()}"
@@ -63,7 +63,7 @@ def forward_and_gradients(function, inputs, scale):
 def assert_equals_judge(inputs, scale, threads=(2,)):
     torch.set_num_threads(1)  # the judge's tensors are tiny
     exact = [None if t is None else t.detach().double().requires_grad_() for t in inputs]
-    expected_output, *expected_gradients = forward_and_gradients(judge, exact, scale)
+    expected_output, *expected_gradients = forward_and_gradients(definition, exact, scale)
     for torch_threads in threads:
         torch.set_num_threads(torch_threads)
         output, *gradients = forward_and_gradients(attend, inputs, scale)
@@ -115,7 +115,7 @@ def test_large_logits():
     with torch.no_grad():
         inputs[0].mul_(300)
     output = attend(*inputs, scale=1.0)
-    expected = judge(*inputs, scale=1.0)
+    expected = definition(*inputs, scale=1.0)
     torch.testing.assert_close(output.double(), expected, rtol=1e-3, atol=1e-3)
 
 

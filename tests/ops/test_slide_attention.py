@@ -12,7 +12,7 @@ from slide_mm.ops import (
     slide_attention_qkvpacked,
     slide_attention_weights,
 )
-from tests.ops.judge import judge
+from slide_mm.ops.reference import definition
 
 PORTABLE = [backend for backend in BACKENDS if backend != "compiled"]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -89,7 +89,7 @@ def test_backends_equal_the_judge_on_random_shapes(seed, monkeypatch):
     ]
     monkeypatch.setattr(chunked, "_CPU_CHUNK", rng.choice((10 << 10, 640 << 10, 5 << 20)))
     torch.set_num_threads(1)  # the judge's tensors are tiny
-    out, *gradients = forward_and_gradients(judge, inputs, scale=scale)
+    out, *gradients = forward_and_gradients(definition, inputs, scale=scale)
     for dtype, tolerance in TOLERANCE.items():
         cast = [None if x is None else x.to(dtype) for x in inputs]
         for backend in backends(dtype):
@@ -163,7 +163,7 @@ def test_bf16_autocast_is_within_bf16_rounding(backend):
         out = slide_attention(query, key, value, *inputs[3:], backend=backend)
     assert out.dtype == torch.bfloat16
     # A logit is a sum of head_dim * K*K products rounded to 2**-9, and so is an output.
-    expected = judge(query, key, value, *inputs[3:])
+    expected = definition(query, key, value, *inputs[3:])
     rms = (out.double() - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt()
     assert rms < 2**-6
     assert relative_error(out.double(), expected) < 2**-4

@@ -1,56 +1,51 @@
-"""Slide Attention as one operator, which keeps query, key, value and K*K attention weights.
+"""Slide Attention as one operator of PyTorch, forward and backward.
 
-Two implementations: ``compiled`` for a CPU, and ``chunked`` for any device. The operator is
-registered with PyTorch's dispatcher key by key, which all versions know; ``torch.library``'s own
-``custom_op`` needs 2.5.
+It is registered with PyTorch's dispatcher key by key, which all versions know; ``torch.library``'s
+own ``custom_op`` needs 2.5.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slide_mm.ops import chunked, cpu_kernel
+from slide_mm.ops.backends import TABLE
 from slide_mm.ops.compat import register_flop_formula
 from slide_mm.ops.memory import new_empty
 
-IMPLEMENTATIONS: dict[str, ModuleType] = {"compiled": cpu_kernel, "chunked": chunked}
 
-
-def slide_attention(
+def attend(
     inputs: list[Tensor],
     kernel: Tensor,
     bias: Tensor | None,
     position_bias: Tensor | None,
     scale: float,
-    implementation: str,
+    backend: str,
 ) -> Tensor:
-    """Slide Attention, forward and backward, as :mod:`slide_mm.ops.forms` computes it.
+    """Compute Slide Attention by a backend that has a backward.
 
     Args:
         inputs: Query, key and value, each (B, H, W, num_heads, head_dim), in any memory layout; or
             one (B, H, W, 3, num_heads, head_dim) that holds all three, and so will the gradient.
-        kernel: (head_dim, K*K, K, K): the merged kernel.
+        kernel: (head_dim, K*K, K, K).
         bias: (head_dim, K*K) or None.
         position_bias: (num_heads, K*K) or None.
         scale: Factor of the logits.
-        implementation: ``'compiled'`` or ``'chunked'``.
+        backend: Name in :data:`slide_mm.ops.backends.TABLE`.
 
     Returns:
         (B, H, W, num_heads, head_dim), contiguous.
     """
-    dtype = inputs[0].dtype
     kernel = kernel.flatten(2)
     head_dim, taps = kernel.shape[:2]
     num_heads = inputs[0].shape[-2]
     bias = kernel.new_zeros(head_dim, taps) if bias is None else bias
     position_bias = kernel.new_zeros(num_heads, taps) if position_bias is None else position_bias
-    weights = [weight.to(dtype) for weight in (kernel, bias, position_bias)]
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *weights))
-    return torch.ops.slide_mm.slide_attention(inputs, *weights, scale, implementation, keep)[0]
+    tensors = inputs, kernel, bias, position_bias
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *tensors[1:]))
+    return torch.ops.slide_mm.slide_attention(*tensors, scale, backend, trains)[0]
 
 
 def _forward(
@@ -59,22 +54,21 @@ def _forward(
     bias: Tensor,
     position_bias: Tensor,
     scale: float,
-    implementation: str,
-    keep_attention: bool,
+    backend: str,
+    trains: bool,
 ) -> tuple[Tensor, Tensor]:
     query, key, value = _unpack(inputs)
-    attention = new_empty(query, [_attention_size(query, kernel) if keep_attention else 0])
-    kept = attention if keep_attention else None
-    run = IMPLEMENTATIONS[implementation].forward
+    kept = _keep(backend, query, kernel, trains)
     with torch.autocast(query.device.type, enabled=False):
-        output = run(query, key, value, kernel, bias, position_bias, scale, kept)
-    return output, attention
+        output = TABLE[backend].forward(
+            query, key, value, kernel, bias, position_bias, scale, kept if trains else None
+        )
+    return output, kept
 
 
-def _forward_shapes(inputs, kernel, bias, position_bias, scale, implementation, keep_attention):
+def _forward_shapes(inputs, kernel, bias, position_bias, scale, backend, trains):
     query = _unpack(inputs)[0]
-    attention = query.new_empty(_attention_size(query, kernel) if keep_attention else 0)
-    return query.new_empty(query.shape), attention
+    return query.new_empty(query.shape), _keep(backend, query, kernel, trains)
 
 
 def _backward(
@@ -83,16 +77,15 @@ def _backward(
     bias: Tensor,
     position_bias: Tensor,
     scale: float,
-    implementation: str,
-    attention: Tensor,
+    backend: str,
+    kept: Tensor,
     output_grad: Tensor,
 ) -> list[Tensor]:
     gradients = [new_empty(x, x.shape) for x in inputs]
     weights = kernel, bias, position_bias
-    run = IMPLEMENTATIONS[implementation].backward
     with torch.autocast(output_grad.device.type, enabled=False):
-        weight_gradients = run(
-            *_unpack(inputs), *weights, scale, attention, output_grad, _unpack(gradients)
+        weight_gradients = TABLE[backend].backward(
+            *_unpack(inputs), *weights, scale, kept, output_grad, _unpack(gradients)
         )
     return gradients + [g.to(w.dtype) for g, w in zip(weight_gradients, weights, strict=True)]
 
@@ -108,19 +101,19 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, options: tuple, *tensors: Tensor):
         *inputs, kernel, bias, position_bias = tensors
         with torch._C._AutoDispatchBelowAutograd():
-            output, attention = torch.ops.slide_mm.slide_attention(
+            output, kept = torch.ops.slide_mm.slide_attention(
                 inputs, kernel, bias, position_bias, *options
             )
         ctx.options = options[:2]
-        ctx.save_for_backward(*tensors, attention)
-        ctx.mark_non_differentiable(attention)
-        return output, attention
+        ctx.save_for_backward(*tensors, kept)
+        ctx.mark_non_differentiable(kept)
+        return output, kept
 
     @staticmethod
     def backward(ctx, output_grad: Tensor, _):
-        *inputs, kernel, bias, position_bias, attention = ctx.saved_tensors
+        *inputs, kernel, bias, position_bias, kept = ctx.saved_tensors
         gradients = torch.ops.slide_mm.slide_attention_backward(
-            inputs, kernel, bias, position_bias, *ctx.options, attention, output_grad
+            inputs, kernel, bias, position_bias, *ctx.options, kept, output_grad
         )
         return None, *gradients
 
@@ -130,10 +123,10 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, options: tuple, *tensors: Tensor):
-        *inputs, kernel, bias, position_bias, attention, output_grad = tensors
+        *inputs, kernel, bias, position_bias, kept, output_grad = tensors
         with torch._C._AutoDispatchBelowAutograd():
             gradients = torch.ops.slide_mm.slide_attention_backward(
-                inputs, kernel, bias, position_bias, *options, attention, output_grad
+                inputs, kernel, bias, position_bias, *options, kept, output_grad
             )
         return tuple(gradients)
 
@@ -146,8 +139,8 @@ def _forward_with_autograd(inputs, kernel, bias, position_bias, *options):
     return _Attention.apply(options, *inputs, kernel, bias, position_bias)
 
 
-def _backward_with_autograd(inputs, kernel, bias, position_bias, scale, implementation, *tensors):
-    options = scale, implementation
+def _backward_with_autograd(inputs, kernel, bias, position_bias, scale, backend, *tensors):
+    options = scale, backend
     return list(_Gradients.apply(options, *inputs, kernel, bias, position_bias, *tensors))
 
 
@@ -168,7 +161,7 @@ def _register(schema: str, kernels: dict[str, Callable]) -> None:
 
 _register(
     "slide_attention(Tensor[] inputs, Tensor kernel, Tensor bias, Tensor position_bias, "
-    "float scale, str implementation, bool keep_attention) -> (Tensor, Tensor)",
+    "float scale, str backend, bool trains) -> (Tensor, Tensor)",
     {
         "CompositeExplicitAutograd": _forward,
         "Meta": _forward_shapes,
@@ -178,7 +171,7 @@ _register(
 )
 _register(
     "slide_attention_backward(Tensor[] inputs, Tensor kernel, Tensor bias, Tensor position_bias, "
-    "float scale, str implementation, Tensor attention, Tensor output_grad) -> Tensor[]",
+    "float scale, str backend, Tensor kept, Tensor output_grad) -> Tensor[]",
     {
         "CompositeExplicitAutograd": _backward,
         "Meta": _backward_shapes,
@@ -209,6 +202,5 @@ def _unpack(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     return tensors[0].unbind(3) if len(tensors) == 1 else tensors
 
 
-def _attention_size(query: Tensor, kernel: Tensor) -> int:
-    batch, height, width, num_heads, _ = query.shape
-    return batch * height * width * num_heads * kernel.shape[1]
+def _keep(backend: str, query: Tensor, kernel: Tensor, trains: bool) -> Tensor:
+    return TABLE[backend].keep(query, kernel) if trains else query.new_empty(0)

@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slide_mm.ops import cpu_kernel, slide_attention, slide_attention_qkvpacked
 from tests.needs import needs_pytorch
 
-IMPLEMENTATIONS = [
+OPERATORS = [
     pytest.param(
         "compiled",
         marks=pytest.mark.skipif(
@@ -14,7 +14,7 @@ IMPLEMENTATIONS = [
     ),
     "chunked",
 ]
-pytestmark = pytest.mark.parametrize("backend", IMPLEMENTATIONS)
+each_operator = pytest.mark.parametrize("backend", OPERATORS)
 
 
 def make_inputs(batch=1, height=5, width=6, num_heads=2, head_dim=8):
@@ -37,6 +37,7 @@ def forward_and_gradients(function, inputs, backend):
 
 @needs_pytorch("2.5", "opcheck")
 @pytest.mark.parametrize("packed", [True, False])
+@each_operator
 def test_registered_as_pytorch_expects(backend, packed):
     qkv, kernel, bias, position_bias = make_inputs()
     inputs = [qkv] if packed else [x.detach().requires_grad_() for x in qkv.unbind(3)]
@@ -46,6 +47,7 @@ def test_registered_as_pytorch_expects(backend, packed):
     )
 
 
+@each_operator
 def test_compiles_without_graph_breaks(backend):
     inputs = make_inputs()
     compiled = torch.compile(slide_attention_qkvpacked, fullgraph=True, backend="aot_eager")
@@ -53,6 +55,18 @@ def test_compiles_without_graph_breaks(backend):
     assert all(map(torch.equal, forward_and_gradients(compiled, inputs, backend), expected))
 
 
+def test_auto_takes_the_operator_when_compiled():
+    graphs = []
+    attend = torch.compile(
+        slide_attention_qkvpacked,
+        fullgraph=True,
+        backend=lambda graph, _: graphs.append(graph) or graph,
+    )
+    attend(*make_inputs())
+    assert "torch.ops.slide_mm.slide_attention" in graphs[0].code
+
+
+@each_operator
 def test_auto_takes_the_operator(backend):
     """Whatever the PyTorch; on a CPU, the compiled kernel where there is one."""
     inputs = make_inputs()
@@ -63,6 +77,7 @@ def test_auto_takes_the_operator(backend):
         assert torch.equal(auto, output)
 
 
+@each_operator
 def test_same_output_without_gradients(backend):
     inputs = make_inputs()
     with torch.no_grad():
@@ -70,6 +85,7 @@ def test_same_output_without_gradients(backend):
     assert torch.equal(output, slide_attention_qkvpacked(*inputs, backend=backend))
 
 
+@each_operator
 def test_keeps_the_inputs_and_the_attention_weights_alone(backend):
     inputs = make_inputs(height=24, width=20)
     kept = {}
@@ -84,6 +100,7 @@ def test_keeps_the_inputs_and_the_attention_weights_alone(backend):
     assert sum(kept.values()) <= sum(x.numel() for x in inputs) + attention
 
 
+@each_operator
 def test_refuses_double_backward(backend):
     inputs = make_inputs()
     output = slide_attention_qkvpacked(*inputs, backend=backend)
@@ -92,6 +109,7 @@ def test_refuses_double_backward(backend):
         gradient.sum().backward()
 
 
+@each_operator
 def test_refuses_vmap(backend):
     qkv, *weights = (x.detach() for x in make_inputs(batch=3))
     mapped = torch.vmap(lambda x: slide_attention_qkvpacked(x, *weights, backend=backend))
@@ -100,6 +118,7 @@ def test_refuses_vmap(backend):
 
 
 @pytest.mark.parametrize("packed", [True, False])
+@each_operator
 def test_pytorch_counts_its_operations(backend, packed):
     qkv, *weights = make_inputs()
     with FlopCounterMode(display=False) as counter:
@@ -116,6 +135,7 @@ def test_pytorch_counts_its_operations(backend, packed):
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 4), (2, 4, 0)])
+@each_operator
 def test_nothing_in_gives_nothing_out(backend, shape):
     inputs = make_inputs(*shape)
     output, *gradients = forward_and_gradients(slide_attention_qkvpacked, inputs, backend)
@@ -124,6 +144,7 @@ def test_nothing_in_gives_nothing_out(backend, shape):
         assert torch.equal(gradient, torch.zeros_like(tensor))
 
 
+@each_operator
 def test_memory_layouts_are_free(backend):
     qkv, *weights = make_inputs()
     query, key, value = qkv.detach().unbind(3)
