@@ -118,7 +118,7 @@ def _check_run_lengths(segmentations: list[dict[str, Any]], sizes: np.ndarray) -
 
 
 def _are_counts(counts: list[Any]) -> bool:
-    return set(map(type, counts)) <= {int} and min(counts) >= 0
+    return set(map(type, counts)) <= {int} and min(counts, default=0) >= 0
 
 
 def sum_compressed_counts(texts: Sequence[str]) -> np.ndarray:
@@ -135,8 +135,8 @@ def sum_compressed_counts(texts: Sequence[str]) -> np.ndarray:
     filled = np.flatnonzero(lengths)
     if not filled.size:
         return totals
-    coded = "".join(texts).encode("latin-1", "replace")
-    digits = np.frombuffer(coded, np.uint8).astype(np.int64) - 48
+    coded = "".join(texts).encode("utf-32-le", "surrogatepass")
+    digits = np.frombuffer(coded, np.uint32).astype(np.int64) - 48
     owner = np.repeat(np.arange(len(texts)), lengths)
     begins = np.cumsum(lengths)[filled] - lengths[filled]
     broken = np.zeros(len(texts), bool)
