@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from slide_mm import layers
-from slide_mm.layers.arguments import flag, sequence
+from slide_mm.layers.arguments import (
+    flag,
+    odd_number,
+    positive_number,
+    rate,
+    sequence,
+    whole_number,
+)
 
 NUMBERS = {
     "embed_dims": [8, 12, np.int64(16)],
@@ -75,11 +82,25 @@ def test_other_ranges(arguments, message):
         layers.PatchEmbed(3, 8, kernel_size=4, stride=2)
 
 
-def test_texts_are_no_sequences_and_no_truth_values():
+@pytest.mark.parametrize(
+    ("take", "right", "wrong"),
+    [
+        (whole_number, (1, 1 << 16, np.int8(3)), (0, (1 << 16) + 1, True, 1.0)),
+        (odd_number, (1, 31), (-1, 2, 33)),
+        (rate, (0, 1, np.float32(0.5)), (-1e-9, 1 + 1e-9, False)),
+        (positive_number, (1e-9, 1 << 16), (0, (1 << 16) + 1, math.nan, True, "1")),
+        (flag, (True, np.bool_(False)), ("yes", 1, None)),
+    ],
+)
+def test_both_ends_of_a_range(take, right, wrong):
+    assert [take("x", value) for value in right] == list(right)
+    for value in wrong:
+        with pytest.raises(ValueError, match=r"^x is .*: give "):
+            take("x", value)
+
+
+def test_texts_are_no_sequences():
     assert sequence("x", range(3), "give some") == (0, 1, 2)
     for value in ("012", b"012", 0, None, {0: 1}):
         with pytest.raises(ValueError, match=r"x is .*: give some"):
             sequence("x", value, "give some")
-    for value in ("yes", 1, None):
-        with pytest.raises(ValueError, match=r"x is .*: give True or False"):
-            flag("x", value)
