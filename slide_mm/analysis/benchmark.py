@@ -1,40 +1,22 @@
-"""Time and memory of computations that could take each other's place."""
+"""What the benchmarks share: time, memory, what the machine can do, and the command line."""
 
+import argparse
 import gc
+import json
 import multiprocessing
-import os
-import platform
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from slide_mm import __version__
+from slide_mm.engine.outputs import PICTURES, check_device, check_output, write_atomically
+from slide_mm.engine.reporting import ConfigError
+from slide_mm.engine.timing import describe_environment, forward_of, measure_times
 
-# A contender whose first round takes longer than this, in seconds, has done with few rounds.
-_SLOW, _SLOW_ROUNDS = 1.0, 3
-
-
-class Spread(NamedTuple):
-    """Times of repeated runs, in milliseconds.
-
-    Attributes:
-        median: The middle one.
-        low: First quartile.
-        high: Third quartile.
-        rounds: How many there were.
-    """
-
-    median: float
-    low: float
-    high: float
-    rounds: int
+__all__ = ["describe_environment", "forward_of", "measure_times"]
 
 
 class Memory(NamedTuple):
@@ -42,53 +24,6 @@ class Memory(NamedTuple):
 
     forward: float
     both: float
-
-
-def measure_times(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, label: str
-) -> dict[str, Spread]:
-    """Time computations by turns, so that whatever slows the machine slows all of them.
-
-    Args:
-        runs: The computations, by name.
-        rounds: Times that each runs, after one that doesn't count; those that take more than a
-            second run three times.
-        device: Where they run.
-        label: What is timed, shown with the progress.
-    """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    wanted = dict.fromkeys(runs, rounds)
-    for number in range(rounds + 1):
-        print(f"{label}: round {number} of {rounds}", file=sys.stderr, flush=True)
-        for name, run in runs.items():
-            if len(times[name]) == wanted[name]:
-                continue
-            seconds = _time_once(run, device)
-            if number > 0:
-                times[name].append(1e3 * seconds)
-            elif seconds > _SLOW:
-                wanted[name] = min(rounds, _SLOW_ROUNDS)
-    return {name: spread_of(values) for name, values in times.items()}
-
-
-def _time_once(run: Callable[[], Any], device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    run()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was told."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
-
-
-def spread_of(values: Sequence[float]) -> Spread:
-    """Summarise times of repeated runs."""
-    quantiles = torch.tensor(values).quantile(torch.tensor([0.5, 0.25, 0.75])).tolist()
-    return Spread(*quantiles, len(values))
 
 
 def backward_of(function: Callable[[], Tensor], inputs: Iterable[Tensor]) -> Callable[[], None]:
@@ -101,16 +36,6 @@ def backward_of(function: Callable[[], Tensor], inputs: Iterable[Tensor]) -> Cal
         if not gradients:
             gradients.append(torch.ones_like(output))
         torch.autograd.grad(output, inputs, gradients, allow_unused=True)
-
-    return run
-
-
-def forward_of(function: Callable[[], Any]) -> Callable[[], None]:
-    """A function that computes forward, without a graph."""
-
-    def run() -> None:
-        with torch.no_grad():
-            function()
 
     return run
 
@@ -213,28 +138,65 @@ def measure_rates(device: torch.device, rounds: int = 7) -> Rates:
     return Rates(*(work[name] / (1e-3 * times[name].low) for name in Rates._fields))
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "slide_mm": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device) if device.type == "cpu" else _device_name(device),
-        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
-    }
+def add_benchmark_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """Declare the options of every benchmark.
+
+    Args:
+        parser: The command's parser.
+        name: What is measured; names the picture.
+    """
+    parser.add_argument("--rounds", type=int, default=10, help="times that each runs (default: 10)")
+    parser.add_argument(
+        "--threads", type=int, help="threads on the CPU (default: as many as PyTorch takes)"
+    )
+    parser.add_argument("--device", default="cpu", help="such as cpu or cuda (default: cpu)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, too")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        default=Path("work_dirs", "benchmarks", f"{name}.png"),
+        help="picture to write (default: %(default)s)",
+    )
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def run_benchmark(
+    args: argparse.Namespace,
+    measure: Callable[[torch.device], Mapping[str, Any]],
+    show: Callable[[Mapping[str, Any]], str],
+    plot: Callable[[Mapping[str, Any], Path], None],
+) -> None:
+    """Measure, print the tables, draw the picture and write the figures.
+
+    Args:
+        args: What :func:`add_benchmark_options` has declared.
+        measure: Makes a report, with its ``environment``, on a device.
+        show: Lays a report out as text.
+        plot: Draws a report into a file.
+
+    Raises:
+        ConfigError: If an option is wrong; nothing has been measured then.
+    """
+    device = _check_options(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    report = measure(device)
+    print("\n" + "\n".join(f"{key}: {value}" for key, value in report["environment"].items()))
+    print(f"\n{show(report)}")
+    plot(report, args.out)
+    print(f"\npicture: {args.out}")
+    if args.json:
+        with write_atomically(args.json) as file:
+            file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        print(f"figures: {args.json}")
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.get_device_module(device).get_device_name(device)
+def _check_options(args: argparse.Namespace) -> torch.device:
+    for name in ("rounds", "threads"):
+        number = getattr(args, name)
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name} is {number}: give a positive number")
+    check_output(args.out, PICTURES)
+    if args.json:
+        check_output(args.json)
+    return check_device(args.device)

@@ -153,7 +153,7 @@ class TestWrongInputs:
         assert "outside the image" in refused(config, "--points", "0.5,1.5")
         assert "--device nonsense cannot be used" in refused(config, "--device", "nonsense")
         Path("file").touch()
-        assert "--out file cannot be made" in refused(config, "--out", "file")
+        assert "file cannot be written" in refused(config, "--out", "file")
 
 
 def test_help_has_an_example_that_exists(run, capsys):

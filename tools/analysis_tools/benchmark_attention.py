@@ -12,12 +12,8 @@ from slide_mm.analysis.attention_benchmark import (
     plot_attention,
 )
 from slide_mm.analysis.attention_contenders import Shape, list_contenders, parse_shape
-from slide_mm.engine import (
-    ConfigError,
-    add_benchmark_options,
-    exit_on_user_error,
-    run_benchmark,
-)
+from slide_mm.analysis.benchmark import add_benchmark_options, run_benchmark
+from slide_mm.engine import ConfigError, exit_on_user_error
 
 EXAMPLE = """example:
   python tools/analysis_tools/benchmark_attention.py --shapes A 2x64x64x4x32 --threads 2

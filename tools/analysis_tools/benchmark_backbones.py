@@ -9,12 +9,8 @@ from slide_mm.analysis.backbone_benchmark import (
     format_backbones,
     plot_backbones,
 )
-from slide_mm.engine import (
-    ConfigError,
-    add_benchmark_options,
-    exit_on_user_error,
-    run_benchmark,
-)
+from slide_mm.analysis.benchmark import add_benchmark_options, run_benchmark
+from slide_mm.engine import ConfigError, exit_on_user_error
 
 EXAMPLE = """example:
   python tools/analysis_tools/benchmark_backbones.py --families swin --sizes 512x512 800x1280

@@ -5,8 +5,8 @@ Writes a report in HTML, its figures as PNG and all numbers as JSON.
 
 import argparse
 
+from slide_mm.analysis.local_attention.check import check_local_attention
 from slide_mm.engine import ConfigError, exit_on_user_error
-from slide_mm.engine.local_attention import check_local_attention
 
 EXAMPLE = """example:
   python tools/analysis_tools/check_local_attention.py \\

@@ -9,11 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from slide_mm.analysis.local_attention.section import (
-    Photograph,
-    Picture,
-    Section,
-)
+from slide_mm.analysis.local_attention.photographs import Photograph
+from slide_mm.analysis.local_attention.section import Picture, Section
 from slide_mm.layers import Block, SlideAttention
 from slide_mm.models.backbone import HierarchicalBackbone
 from slide_mm.ops import slide_attention_weights

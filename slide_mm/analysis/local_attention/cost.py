@@ -24,12 +24,11 @@ from slide_mm.analysis.benchmark import (
     read_peak,
     reset_peak,
     run_in_fresh_process,
-    spread_of,
-    synchronize,
 )
 from slide_mm.analysis.complexity import counting_flops
 from slide_mm.analysis.local_attention.section import Picture, Section
 from slide_mm.analysis.local_attention.stages import stages_of
+from slide_mm.engine.timing import spread_of, synchronize
 
 # Times that each size runs after the run that doesn't count, and those above one and ten seconds.
 ROUNDS, SLOW_ROUNDS, SLOWEST_ROUNDS = 7, 3, 1

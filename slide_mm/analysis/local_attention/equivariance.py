@@ -8,12 +8,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from slide_mm.analysis.local_attention.section import (
-    Photograph,
-    Picture,
-    Section,
-    central_crop,
-)
+from slide_mm.analysis.local_attention.photographs import Photograph, central_crop
+from slide_mm.analysis.local_attention.section import Picture, Section
 from slide_mm.analysis.local_attention.stages import mixer_names, stage_features, stride_of
 
 MAX_SIDE = 1024
@@ -30,14 +26,14 @@ stage need not move with the image though the stage's own attention does."""
 def check_equivariance(
     models: Mapping[str, nn.Module],
     photographs: Sequence[Photograph],
-    reaches: Mapping[str, Sequence[float | None]],
+    fields: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Section:
     """Measure how much the features of each stage change when the image moves by one stride.
 
     Args:
         models: Backbones by name, in evaluation mode.
         photographs: Images; errors are averaged over them.
-        reaches: How far each stage of each model sees, in pixels, None for unknown far; see
+        fields: By model the numbers of each stage's receptive field, with its ``reach``; see
             :func:`slide_mm.analysis.local_attention.receptive_field.check_receptive_field`.
     """
     numbers: dict[str, Any] = {}
@@ -53,10 +49,11 @@ def check_equivariance(
                 "mixer": mixer,
                 "stride": stride_of(stage),
                 "error": error,
-                "border_excluded": reach is not None and reach + stride_of(stage) <= min(margins),
+                "border_excluded": field["reach"] is not None
+                and field["reach"] + stride_of(stage) <= min(margins),
             }
-            for stage, (mixer, error, reach) in enumerate(
-                zip(mixer_names(model, len(errors)), errors.tolist(), reaches[name], strict=True)
+            for stage, (mixer, error, field) in enumerate(
+                zip(mixer_names(model, len(errors)), errors.tolist(), fields[name], strict=True)
             )
         ]
     lines = [

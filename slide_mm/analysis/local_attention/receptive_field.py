@@ -10,11 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor, nn
 
-from slide_mm.analysis.local_attention.section import (
-    Photograph,
-    Picture,
-    Section,
-)
+from slide_mm.analysis.local_attention.photographs import Photograph
+from slide_mm.analysis.local_attention.section import Picture, Section
 from slide_mm.analysis.local_attention.stages import mixer_names, stage_features, stride_of
 
 MAX_SIDE = 512

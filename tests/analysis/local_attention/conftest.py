@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slide_mm.analysis.local_attention import Photograph
+from slide_mm.analysis.local_attention.photographs import Photograph
 from slide_mm.models import SlideSwin
 
 ARCH = {"embed_dims": (8, 16, 16, 32), "depths": (2, 1, 1, 1), "num_heads": (1, 2, 2, 4)}

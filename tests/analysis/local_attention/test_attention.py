@@ -3,15 +3,15 @@ import json
 import pytest
 import torch
 
-from slide_mm.analysis.local_attention import check_attention
 from slide_mm.analysis.local_attention.attention import (
     attention_weights,
+    check_attention,
     count_wins,
     mixer_weights,
     relative_entropy,
 )
 from slide_mm.layers import SlideAttention
-from slide_mm.ops.forms import FORMS
+from slide_mm.ops.reference import FORMS
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
-from slide_mm.analysis.local_attention import check_cost, cost
+from slide_mm.analysis.local_attention import cost
+from slide_mm.analysis.local_attention.cost import check_cost
 from slide_mm.models import SlidePVTv2
 
 CPU = torch.device("cpu")

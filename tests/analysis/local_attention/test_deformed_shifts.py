@@ -1,8 +1,11 @@
 import pytest
 import torch
 
-from slide_mm.analysis.local_attention import check_deformed_shifts
-from slide_mm.analysis.local_attention.deformed_shifts import centres_of_mass, describe_shifts
+from slide_mm.analysis.local_attention.deformed_shifts import (
+    centres_of_mass,
+    check_deformed_shifts,
+    describe_shifts,
+)
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])

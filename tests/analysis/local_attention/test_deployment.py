@@ -2,7 +2,8 @@ import pickle
 
 import torch
 
-from slide_mm.analysis.local_attention import check_deployment, cost, deployment
+from slide_mm.analysis.local_attention import cost, deployment
+from slide_mm.analysis.local_attention.deployment import check_deployment
 
 CPU = torch.device("cpu")
 

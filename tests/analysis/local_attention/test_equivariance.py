@@ -1,12 +1,15 @@
 import pytest
 
-from slide_mm.analysis.local_attention import check_equivariance
-from slide_mm.analysis.local_attention.equivariance import measure_changes
+from slide_mm.analysis.local_attention.equivariance import check_equivariance, measure_changes
+
+
+def fields_of(**reaches):
+    return {name: [{"reach": reach} for reach in stages] for name, stages in reaches.items()}
 
 
 def test_sliding_stages_move_with_the_image_and_windows_do_not(backbones, photograph):
-    reaches = {"sliding": [10.0, 22.0, None, None], "original": [None] * 4}
-    numbers = check_equivariance(backbones, [photograph], reaches).numbers
+    fields = fields_of(sliding=[10.0, 22.0, None, None], original=[None] * 4)
+    numbers = check_equivariance(backbones, [photograph], fields).numbers
     sliding, original = numbers["sliding"], numbers["original"]
     assert [x["error"] < 1e-5 for x in sliding] == [True, True, False, False]
     assert [x["border_excluded"] for x in sliding] == [True, True, False, False]
@@ -17,8 +20,8 @@ def test_sliding_stages_move_with_the_image_and_windows_do_not(backbones, photog
 
 def test_border_counts_where_the_stage_sees_it(backbones, photograph):
     # The middle of crops of 160 pixels is 40 pixels from the border.
-    reaches = {"sliding": [36.0, 36.0, 8.0, 9.0], "original": [0.0] * 4}
-    sliding = check_equivariance(backbones, [photograph], reaches).numbers["sliding"]
+    fields = fields_of(sliding=[36.0, 36.0, 8.0, 9.0], original=[0.0] * 4)
+    sliding = check_equivariance(backbones, [photograph], fields).numbers["sliding"]
     assert [x["border_excluded"] for x in sliding] == [True, False, True, False]
 
 

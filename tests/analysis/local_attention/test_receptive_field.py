@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from slide_mm.analysis.local_attention import check_receptive_field
 from slide_mm.analysis.local_attention.receptive_field import (
+    check_receptive_field,
     crop_around,
     describe_field,
     measure_fields,

@@ -4,8 +4,9 @@ import re
 import torch
 from matplotlib.figure import Figure
 
-from slide_mm.analysis.local_attention import Section, render_html, salient_points
-from slide_mm.analysis.local_attention.section import Picture
+from slide_mm.analysis.local_attention.photographs import salient_points
+from slide_mm.analysis.local_attention.report import render_html
+from slide_mm.analysis.local_attention.section import Picture, Section
 
 
 def test_report_needs_no_other_file():

@@ -1,43 +1,32 @@
-"""Seeing what local attention does for a config's model and one's own images."""
+"""The whole report: what local attention does for a config's model and one's own images."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.structures import BaseDataElement
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor, nn
+from torch import nn
 
-from slide_mm.analysis.benchmark import describe_environment
-from slide_mm.analysis.local_attention import (
-    Photograph,
-    Section,
-    check_attention,
-    check_cost,
-    check_deformed_shifts,
-    check_deployment,
-    check_equivariance,
-    check_receptive_field,
-    render_html,
-    salient_points,
-)
-from slide_mm.datasets import bundled_photograph
+from slide_mm.analysis.local_attention.attention import check_attention
+from slide_mm.analysis.local_attention.cost import check_cost
+from slide_mm.analysis.local_attention.deformed_shifts import check_deformed_shifts
+from slide_mm.analysis.local_attention.deployment import check_deployment
+from slide_mm.analysis.local_attention.equivariance import check_equivariance
+from slide_mm.analysis.local_attention.photographs import read_photographs
+from slide_mm.analysis.local_attention.receptive_field import check_receptive_field
+from slide_mm.analysis.local_attention.report import render_html
+from slide_mm.analysis.local_attention.section import Section
 from slide_mm.engine.config import load_config, require_keys
-from slide_mm.engine.preflight import check_model, image_channels, silence_log
+from slide_mm.engine.outputs import check_device, make_folder, write_atomically
+from slide_mm.engine.preflight import check_model, silence_log
 from slide_mm.engine.reporting import ConfigError
-from slide_mm.engine.runtimes import is_installed
+from slide_mm.engine.timing import describe_environment
 from slide_mm.engine.weights import load_weights
 from slide_mm.models.backbone import HierarchicalBackbone
 
-NUM_POINTS = 3
-# Smaller images leave nothing of the last stage but its border; larger ones are shrunk.
-MIN_SIDE, MAX_SIDE = 160, 2048
 _MIN_SIZE = 32
 
 
@@ -76,21 +65,18 @@ def check_local_attention(
     sizes = _check_sizes(sizes)
     place = check_device(device)
     model, backbones = _load_models(config, checkpoint, against, place)
-    photographs = _read_photographs(images, points, model)
-    out = _make_folder(Path(out))
-    sliding = next(iter(backbones.values()))
+    photographs = read_photographs(images, points, model)
+    out = make_folder(out)
+    sliding = backbones["sliding"]
     environment = describe_environment(place)
 
     sections: dict[str, Section] = {}
-
-    def reaches() -> dict[str, list[float | None]]:
-        numbers = sections["receptive field"].numbers
-        return {name: [stage["reach"] for stage in stages] for name, stages in numbers.items()}
-
     steps: dict[str, Callable[[], Section]] = {
         "cost": lambda: check_cost(backbones, sizes, place),
         "receptive field": lambda: check_receptive_field(backbones, photographs),
-        "equivariance": lambda: check_equivariance(backbones, photographs, reaches()),
+        "equivariance": lambda: check_equivariance(
+            backbones, photographs, sections["receptive field"].numbers
+        ),
         "attention": lambda: check_attention(sliding, photographs),
         "deformed shifts": lambda: check_deformed_shifts(sliding),
         "deployed form": lambda: check_deployment(sliding, sizes, place),
@@ -106,24 +92,10 @@ def check_local_attention(
         "config": config,
         "weights": checkpoint or "those the config starts training from",
         "compared with": against or f"{config}, slide_stages=()",
-        "images": ", ".join(f"{x.name} ({_size(x)})" for x in photographs),
+        "images": ", ".join(map(str, photographs)),
         **{name: str(value) for name, value in environment.items()},
     }
     return _write_report(out, facts, list(sections.values()))
-
-
-def check_device(device: str) -> torch.device:
-    """Refuse a device that isn't there.
-
-    Raises:
-        ConfigError: If PyTorch can't use it.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"--device {device} cannot be used: {first_line}") from error
-    return torch.device(device)
 
 
 def _check_sizes(sizes: Sequence[int]) -> list[int]:
@@ -134,16 +106,6 @@ def _check_sizes(sizes: Sequence[int]) -> list[int]:
             f"--sizes is {given}: give two or more sides in pixels, {_MIN_SIZE} at least"
         )
     return sizes
-
-
-def _make_folder(out: Path) -> Path:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be made: {error.strerror}") from error
-    if not os.access(out, os.W_OK):
-        raise ConfigError(f"--out {out} cannot be written: give another folder")
-    return out
 
 
 def _load_models(
@@ -207,82 +169,17 @@ def _load_against(config: str) -> nn.Module:
     return backbone
 
 
-def _read_photographs(
-    paths: Sequence[str | Path], points: Sequence[tuple[float, float]], model: nn.Module
-) -> list[Photograph]:
-    if any(not 0 <= place < 1 for point in points for place in point):
-        raise ConfigError("--points lie outside the image: give fractions of width and height")
-    channels = image_channels(model)
-    if channels != 3:
-        raise ConfigError(
-            f"the model takes images of {channels} channels: this report looks at photographs, of 3"
-        )
-    if not paths and not is_installed("sklearn"):
-        raise ConfigError(
-            "the photograph to look at is scikit-learn's, which is not installed: give images with "
-            "--images, or pip install scikit-learn"
-        )
-    images = {str(path): _read_image(path) for path in paths}
-    photographs = []
-    for name, image in (images or {"bundled photograph": bundled_photograph()}).items():
-        pixels = np.array(image)
-        height, width = pixels.shape[:2]
-        chosen = [(int(x * width), int(y * height)) for x, y in points]
-        photographs.append(
-            Photograph(
-                name,
-                pixels,
-                _preprocess(pixels, model),
-                chosen or salient_points(pixels, NUM_POINTS),
-            )
-        )
-    return photographs
-
-
-def _read_image(path: str | Path) -> Image.Image:
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except FileNotFoundError as error:
-        raise ConfigError(f"image {path} does not exist: check the path") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise ConfigError(f"image {path} cannot be read: {error}") from error
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    if min(image.size) < MIN_SIDE:
-        size = f"{image.width} x {image.height}"
-        raise ConfigError(f"image {path} is {size}: give {MIN_SIDE} pixels a side at least")
-    return image
-
-
-def _preprocess(pixels: np.ndarray, model: nn.Module) -> Tensor:
-    """What the model's own data preprocessor makes of an RGB image, without its padding."""
-    height, width = pixels.shape[:2]
-    # Configs tell preprocessors how to treat what OpenMMLab's pipelines load: BGR.
-    bgr = torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)
-    data = model.data_preprocessor(dict(inputs=[bgr], data_samples=[BaseDataElement()]), False)
-    image = data["inputs"][..., :height, :width]
-    return image.float().to(next(model.backbone.parameters()).device)
-
-
-def _size(photograph: Photograph) -> str:
-    height, width = photograph.pixels.shape[:2]
-    return f"{width} x {height}"
-
-
 def _write_report(out: Path, facts: dict[str, str], sections: Sequence[Section]) -> Path:
     """Write pictures and numbers, and last the report."""
     pictures = {x.name: x.to_png() for section in sections for x in section.pictures}
-    for name, png in pictures.items():
-        _write(out / f"{name}.png", png)
     numbers = {"facts": facts, **{section.name: section.numbers for section in sections}}
-    _write(out / "report.json", json.dumps(numbers, indent=1, allow_nan=False).encode())
     title = f"Local attention of {Path(facts['config']).stem}"
-    html = render_html(title, facts, sections, pictures)
-    _write(out / "report.html", html.encode())
+    files = {
+        **{f"{name}.png": png for name, png in pictures.items()},
+        "report.json": json.dumps(numbers, indent=1, allow_nan=False).encode(),
+        "report.html": render_html(title, facts, sections, pictures).encode(),
+    }
+    for name, content in files.items():
+        with write_atomically(out / name) as file:
+            file.write_bytes(content)
     return out / "report.html"
-
-
-def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
