@@ -1,6 +1,6 @@
 """Modules that the backbones are made of. Tokens are channels-last, (B, H, W, C)."""
 
-from slide_mm.layers.block import Block
+from slide_mm.layers.block import Block, LocalPerception
 from slide_mm.layers.downsampling import PatchEmbed, PatchMerging
 from slide_mm.layers.mlp import DepthwiseConvMlp, Mlp
 from slide_mm.layers.position import AbsolutePositionEmbedding
@@ -12,6 +12,7 @@ __all__ = [
     "AbsolutePositionEmbedding",
     "Block",
     "DepthwiseConvMlp",
+    "LocalPerception",
     "Mlp",
     "PatchEmbed",
     "PatchMerging",

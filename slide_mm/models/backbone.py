@@ -21,6 +21,7 @@ from slide_mm.models.arguments import (
     check_stages,
     is_pretrained,
 )
+from slide_mm.models.cpu import run_block
 
 
 class Stage(nn.Module):
@@ -51,9 +52,9 @@ class Stage(nn.Module):
         x = self.position(self.downsample(x))
         for block in self.blocks:
             if with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(run_block, block, x, use_reentrant=False)
             else:
-                x = block(x)
+                x = run_block(block, x)
         return self.norm(x)
 
 
