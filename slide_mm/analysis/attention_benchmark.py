@@ -21,14 +21,12 @@ from slide_mm.analysis.attention_contenders import (
 from slide_mm.analysis.benchmark import (
     Rates,
     backward_of,
-    describe_environment,
     fit_exponent,
-    forward_of,
     measure_memory,
     measure_rates,
-    measure_times,
 )
-from slide_mm.analysis.markdown import format_table
+from slide_mm.engine.markdown import format_table
+from slide_mm.engine.timing import describe_environment, forward_of, measure_times
 from slide_mm.ops.backends import TABLE
 
 # The first stages of Slide-Swin-T and the first of Slide-PVT at 800 x 1280.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slide_mm.analysis.benchmark import backward_of, forward_of
+from slide_mm.analysis.benchmark import backward_of
+from slide_mm.engine.timing import forward_of
 from slide_mm.layers.downsampling import pad_to_multiple
 from slide_mm.layers.window_attention import (
     merge_windows,

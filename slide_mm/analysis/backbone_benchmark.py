@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from mmdet.models.backbones import PyramidVisionTransformer, SwinTransformer
 from torch import Tensor, nn
 
-from slide_mm.analysis.benchmark import describe_environment, measure_memory, measure_times
-from slide_mm.analysis.markdown import format_table
+from slide_mm.analysis.benchmark import measure_memory
+from slide_mm.engine.markdown import format_table
+from slide_mm.engine.timing import describe_environment, measure_times
 from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
 
 DIRECTIONS = {"forward": "forward", "both": "forward + backward"}

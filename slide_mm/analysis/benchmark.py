@@ -14,9 +14,7 @@ from torch import Tensor
 
 from slide_mm.engine.outputs import PICTURES, check_device, check_output, write_atomically
 from slide_mm.engine.reporting import ConfigError
-from slide_mm.engine.timing import describe_environment, forward_of, measure_times
-
-__all__ = ["describe_environment", "forward_of", "measure_times"]
+from slide_mm.engine.timing import measure_times
 
 
 class Memory(NamedTuple):

@@ -16,7 +16,7 @@ from slide_mm.analysis.complexity import (
     count_complexity,
     count_flops,
 )
-from slide_mm.analysis.markdown import format_table
+from slide_mm.engine.markdown import format_table
 from slide_mm.models import classifiers
 
 

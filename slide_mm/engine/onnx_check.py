@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from slide_mm.analysis.benchmark import describe_environment, forward_of, measure_times
-from slide_mm.analysis.markdown import format_table
 from slide_mm.engine.config import load_config, require_keys
+from slide_mm.engine.markdown import format_table
 from slide_mm.engine.onnx_export import CHECKED_SIZES, MAX_DIFFERENCE, ExportedPart, load_part
 from slide_mm.engine.outputs import PICTURES, check_output, write_atomically
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.runtimes import RUNTIMES, Runner, is_installed, largest_difference
+from slide_mm.engine.timing import describe_environment, forward_of, measure_times
 
 _Size = tuple[int, int, int]
 

@@ -3,7 +3,8 @@ import time
 import pytest
 import torch
 
-from slide_mm.analysis.benchmark import Rates, fit_exponent, measure_memory, measure_times
+from slide_mm.analysis.benchmark import Rates, fit_exponent, measure_memory
+from slide_mm.engine.timing import measure_times
 
 CPU = torch.device("cpu")
 
