@@ -3,7 +3,7 @@
 import argparse
 
 from slide_mm.engine import exit_on_user_error
-from slide_mm.engine.inference import infer
+from slide_mm.inference import infer
 
 EXAMPLE = """example:
   python tools/infer.py configs/demo/mask-rcnn_slide-pvtv2-b0_fpn_demo.py \\

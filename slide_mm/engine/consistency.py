@@ -64,14 +64,14 @@ def compare_classes(cfg: Config, model: nn.Module, splits: Sequence[str]) -> Ite
             if isinstance(classes, str):
                 yield f"{key}.metainfo.classes is the text {classes!r}: give a tuple of names"
             elif isinstance(classes, list | tuple):
-                for name, head in _iter_heads(model):
+                for name, head in iter_heads(model):
                     wrong = _compare_head(head, meta)
                     if wrong and name not in told:
                         told.add(name)
                         yield f"model.{name}.{wrong} ({key}): let both be the same"
 
 
-def _iter_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def iter_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the heads that tell classes apart, by name."""
     for name, module in model.named_modules():
         is_head = "head" in name and "rpn" not in name and "reid" not in name

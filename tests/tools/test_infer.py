@@ -17,12 +17,12 @@ from mmseg.registry import TRANSFORMS as MMSEG_TRANSFORMS
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from slide_mm.engine import inference
 from slide_mm.engine.config import load_config
-from slide_mm.engine.image_loading import ImageLoader, to_picture
-from slide_mm.engine.inference import draw_mask, find_images, infer
 from slide_mm.engine.preflight import check_model
 from slide_mm.engine.reporting import ConfigError
+from slide_mm.inference import infer, tasks
+from slide_mm.inference.images import ImageLoader, find_images, to_picture
+from slide_mm.inference.tasks import draw_mask
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/infer.py"
 
@@ -187,7 +187,7 @@ def test_images_have_the_channels_that_the_pipeline_loads(
     name, channels, color_type, write_config, tmp_path, monkeypatch
 ):
     """Whole and by tiles."""
-    monkeypatch.setattr(inference, "_MAX_TILES_WHOLE", 1)
+    monkeypatch.setattr(tasks, "_MAX_TILES_WHOLE", 1)
     mean = [50.0] if channels == 1 else None  # MMEngine takes one or three numbers.
     options = dict(channels=channels, color_type=color_type, backend="cv2", mean=mean)
     config = write_config(name, CHANNELS.format(**options))
@@ -199,9 +199,9 @@ def test_images_have_the_channels_that_the_pipeline_loads(
         image.convert("L" if channels == 1 else "RGBA").save(tmp_path / "images" / suffix)
     seen = []
     for method in ("detect_by_tiles", "segment_by_tiles"):
-        whole = getattr(inference, method)
+        whole = getattr(tasks, method)
         monkeypatch.setattr(
-            inference,
+            tasks,
             method,
             lambda model, image, *args, whole=whole: whole(
                 lambda part: seen.append(part) or model(part), image, *args
@@ -258,14 +258,14 @@ def test_what_ends_the_run_leaves_results_of_the_pictures_that_exist(
     line, number, run, models, images, tmp_path, monkeypatch, capsys
 ):
     code, end = ENDS[line]
-    write, count = inference._write_image, iter(range(100))
+    write, count = tasks._write_image, iter(range(100))
 
     def write_or_end(path, image):
         if next(count) == number:
             end()
         write(path, image)
 
-    monkeypatch.setattr(inference, "_write_image", write_or_end)
+    monkeypatch.setattr(tasks, "_write_image", write_or_end)
     with pytest.raises(SystemExit) as exit_info:
         run(*models["semantic_fpn"], images / "[lst]*.*", "--out", tmp_path / "out")
     assert exit_info.value.code == code
@@ -290,10 +290,8 @@ def require_consistent(out, num_pictures):
 def test_results_make_room_for_themselves_on_a_full_disk(models, images, tmp_path, monkeypatch):
     """Here results.json is larger than a file may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    run_task = inference.Task.run
-    monkeypatch.setattr(
-        inference.Task, "run", lambda *args: run_task(*args) | {"note": "x" * 40_000}
-    )
+    run_task = tasks.Task.run
+    monkeypatch.setattr(tasks.Task, "run", lambda *args: run_task(*args) | {"note": "x" * 40_000})
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         infer(*models["semantic_fpn"], str(images / "[st]*.png"), str(tmp_path / "out"))
@@ -308,7 +306,7 @@ def test_an_error_that_is_not_of_an_image_ends_the_run(models, images, tmp_path,
         (tmp_path / f"{index}.png").write_bytes((images / "small.png").read_bytes())
     calls = []
     monkeypatch.setattr(
-        inference.Segmentation, "segment", lambda *_: calls.append(1) or fail(ValueError("wrong"))
+        tasks.Segmentation, "segment", lambda *_: calls.append(1) or fail(ValueError("wrong"))
     )
     with pytest.raises(ConfigError, match=r"no image can be predicted: .*ValueError: wrong"):
         infer(*models["semantic_fpn"], str(tmp_path), str(tmp_path / "out"))

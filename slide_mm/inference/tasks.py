@@ -1,9 +1,7 @@
-"""Predictions on images, drawn and written down."""
+"""What detectors and segmentors do with an image: predict, draw, describe."""
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,129 +12,25 @@ import torch
 from mmdet.structures import DetDataSample
 from mmdet.visualization import get_palette, jitter_color
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
-from PIL import Image
 from pycocotools import mask as mask_utils
-from rich.console import Console
-from rich.progress import Progress
-from torch import nn
 
-from slide_mm.checkpoints import CheckpointError
-from slide_mm.engine.config import get_task, load_config, require_keys, type_name
-from slide_mm.engine.data_paths import iter_datasets
-from slide_mm.engine.explaining import explain
-from slide_mm.engine.image_loading import ImageLoader, UnreadableError, find_images, to_picture
-from slide_mm.engine.inference_results import remove_files, results_of_pictures
-from slide_mm.engine.outputs import check_device, make_folder, write_atomically
-from slide_mm.engine.preflight import check_model, silence_log
+from slide_mm.engine.config import type_name
+from slide_mm.engine.consistency import iter_heads
+from slide_mm.engine.outputs import make_folder, write_atomically
+from slide_mm.engine.preflight import silence_log
 from slide_mm.engine.reporting import ConfigError
-from slide_mm.engine.tiling import Track, detect_by_tiles, segment_by_tiles
-from slide_mm.engine.weights import check_checkpoint
+from slide_mm.inference.images import to_picture
+from slide_mm.inference.tiling import Track, detect_by_tiles, segment_by_tiles
 
 # An image with a side longer than so many tiles is predicted tile by tile.
 _MAX_TILES_WHOLE = 4
 _DEFAULT_TILE_SIZE = 512
-# So many failures of one kind, and no success, are not the images'.
-_MAX_FAILURES = 5
 # Finding places for the labels of a larger image takes gigabytes.
 _MAX_LABELLED_PIXELS = 1 << 20
-
-
-def infer(
-    config: str,
-    checkpoint: str,
-    inputs: str,
-    out: str | None = None,
-    score_thr: float = 0.3,
-    device: str | None = None,
-) -> tuple[Path, dict[str, Any]]:
-    """Predict on images, draw the predictions and write them down.
-
-    Args:
-        config: Config file of a detector or segmentor.
-        checkpoint: Weights of its model.
-        inputs: An image, a folder of images, or a pattern such as ``'images/*.jpg'``.
-        out: Folder for ``results.json``, ``pictures/`` and, for segmentation, ``labels/``. Default:
-            ``inference`` in the config's work folder.
-        score_thr: Least score of a detection that is drawn and written down, from 0 to 1.
-        device: Where to compute. Default: what MMEngine finds.
-
-    Returns:
-        The folder, and what its ``results.json`` holds: ``images``, a record each, and
-        ``unreadable``, what was passed over and why. It is written, too, for the pictures there
-        are, where something ends the run.
-
-    Raises:
-        ConfigError: If the config or an option is wrong, or none of the images can be predicted.
-        CheckpointError: If the checkpoint is missing, damaged or of another architecture.
-    """
-    if not 0 <= score_thr <= 1:
-        raise ConfigError(f"--score-thr is {score_thr}: give a number from 0 to 1")
-    cfg = load_config(config)
-    require_keys(cfg, "inference", "model", "test_dataloader", "visualizer")
-    # Inferencers look for a pipeline in the dataset, not in what it wraps.
-    datasets = [dataset for _, dataset in iter_datasets(cfg, "test") if "pipeline" in dataset]
-    if not datasets:
-        raise ConfigError(f"config {config} has no test pipeline: inference needs it")
-    cfg.test_dataloader.dataset = datasets[0]
-    cfg.visualizer.vis_backends = None  # Pictures go to files of their own.
-    cfg.load_from = checkpoint
-    Image.MAX_IMAGE_PIXELS = None  # Large images are what tiles are for.
-    paths = find_images(inputs)
-    device = str(check_device(device or get_device()))
-    kind = {"mmdet": Detection, "mmseg": Segmentation}[get_task(cfg)]
-    check_checkpoint(cfg, check_model(cfg, pretrained=False), whole=True)
-    load = ImageLoader(cfg)
-    try:
-        task = kind(cfg, device, score_thr)
-    except (ConfigError, CheckpointError):
-        raise
-    except Exception as error:  # Parts of a config can be wrong in many ways.
-        raise ConfigError(explain(error, cfg)) from error
-    out = Path(out or Path(cfg.work_dir, "inference"))
-    results = {"config": config, "checkpoint": checkpoint, "classes": task.classes}
-    results |= {"images": [], "unreadable": []}
-    with results_of_pictures(out, results):
-        _predict_all(task, load, paths, out, results)
-        if not results["images"]:
-            reason = results["unreadable"][-1]["reason"]
-            raise ConfigError(
-                f"{inputs}: none of its {len(paths)} images can be predicted, the last one for: "
-                f"{reason}"
-            )
-    return out, results
-
-
-def _predict_all(
-    task: "Task", load: ImageLoader, paths: dict[str, Path], out: Path, results: dict[str, Any]
-) -> None:
-    """Add a record of each image to the results, as soon as its files are written."""
-    failures = []
-    with Progress(console=Console(stderr=True, soft_wrap=True)) as progress:
-        for name, path in progress.track(paths.items(), len(paths), description="images"):
-            try:
-                image = load(path)
-                record = task.run(image, name, out, partial(_track_tiles, progress))
-            except (ConfigError, OSError):
-                raise
-            except Exception as error:  # A model has limits that only images show.
-                reason = str(error) if isinstance(error, UnreadableError) else explain(error)
-                progress.console.print(f"passed over {path}: {reason}", markup=False)
-                results["unreadable"].append({"file": name, "reason": reason})
-                failures += [] if isinstance(error, UnreadableError) else [reason]
-                if not results["images"] and _are_alike(failures):
-                    raise ConfigError(f"no image can be predicted: {reason}") from error
-                continue
-            height, width = image.shape[:2]
-            results["images"].append({"file": name, "height": height, "width": width, **record})
-
-
-def _are_alike(reasons: Sequence[str]) -> bool:
-    return len(reasons) == _MAX_FAILURES and len(set(reasons)) == 1
 
 
 def choose_tile_size(cfg: Config) -> int:
@@ -148,8 +42,13 @@ def choose_tile_size(cfg: Config) -> int:
     return min(size) if size else _DEFAULT_TILE_SIZE
 
 
-class Task(ABC):
+class Task:
     """What a kind of model does with an image.
+
+    A task has ``build_inferencer``, which imports MMDetection's or MMSegmentation's, as that takes
+    seconds and prints; ``predict``, by tiles if the image is larger than one; ``draw``, which makes
+    a picture of a prediction, (H, W, 3), BGR; and ``describe``, which writes a prediction down in
+    the image's record, or in files that it names.
 
     Args:
         cfg: The config, whose ``load_from`` names a checkpoint that fits.
@@ -175,7 +74,8 @@ class Task(ABC):
         if len(meta["palette"]) < len(meta["classes"]):
             meta["palette"] = "random"  # COCO's, for more classes of one's own.
         self.inferencer.visualizer.dataset_meta = meta
-        num_classes = _count_classes(self.inferencer.model)
+        heads = iter_heads(self.inferencer.model)
+        num_classes = max((head.num_classes for _, head in heads), default=0)
         if num_classes > len(self.classes):
             raise ConfigError(
                 f"the model of {cfg.filename} knows {num_classes} classes, and its test dataset "
@@ -207,27 +107,8 @@ class Task(ABC):
             _write_image(picture, self.draw(to_picture(image), prediction))
             return record | self.describe(prediction, name, out)
         except BaseException:
-            remove_files(out, {**record, "labels": _labels_of(name)})
+            remove_files(out, {**record, "labels": f"labels/{name}.png"})
             raise
-
-    @abstractmethod
-    def build_inferencer(self, cfg: Config, device: str) -> BaseInferencer:
-        """MMDetection's or MMSegmentation's.
-
-        Importing those takes seconds and prints: it has to wait until all is checked.
-        """
-
-    @abstractmethod
-    def predict(self, image: np.ndarray, tile_size: int, track: Track) -> Any:
-        """Predict on an image, by tiles if it is larger than one."""
-
-    @abstractmethod
-    def draw(self, image: np.ndarray, prediction: Any) -> np.ndarray:
-        """A picture of what :meth:`predict` has given, (H, W, 3), BGR."""
-
-    @abstractmethod
-    def describe(self, prediction: Any, name: str, out: Path) -> dict[str, Any]:
-        """Write down what :meth:`predict` has given, in the record or in files that it names."""
 
 
 class Detection(Task):
@@ -312,7 +193,7 @@ class Segmentation(Task):
         return mmcv.rgb2bgr(visualizer.get_image())
 
     def describe(self, prediction: np.ndarray, name: str, out: Path) -> dict[str, Any]:
-        labels = _labels_of(name)
+        labels = f"labels/{name}.png"
         _write_image(out / labels, prediction)
         counts = np.bincount(prediction.ravel(), minlength=len(self.classes))
         shares = (counts / prediction.size).round(6).tolist()
@@ -322,14 +203,11 @@ class Segmentation(Task):
         }
 
 
-def _labels_of(name: str) -> str:
-    return f"labels/{name}.png"
-
-
-def _count_classes(model: nn.Module) -> int:
-    """Number of classes that a detector's or segmentor's heads tell apart."""
-    heads = [x for name, x in model.named_modules() if "head" in name and "rpn" not in name]
-    return max((getattr(head, "num_classes", 0) for head in heads), default=0)
+def remove_files(out: Path, record: dict[str, Any]) -> None:
+    """Remove the files that an image's record names."""
+    for key in ("picture", "labels"):
+        if key in record:
+            (out / record[key]).unlink(missing_ok=True)
 
 
 def draw_mask(
@@ -357,12 +235,3 @@ def _write_image(path: Path, image: np.ndarray) -> None:
     make_folder(path.parent)
     with write_atomically(path) as file:
         mmcv.imwrite(image, str(file))
-
-
-def _track_tiles(progress: Progress, tiles: Sequence[Any]) -> Iterator[Any]:
-    if len(tiles) == 1:
-        yield from tiles
-        return
-    task = progress.add_task("tiles of this image", total=len(tiles))
-    yield from progress.track(tiles, task_id=task)
-    progress.remove_task(task)

@@ -6,7 +6,7 @@ import torch
 from mmengine.structures import InstanceData
 from pycocotools import mask as mask_utils
 
-from slide_mm.engine.tiling import detect_by_tiles, encode_mask, make_tiles, segment_by_tiles
+from slide_mm.inference.tiling import detect_by_tiles, encode_mask, make_tiles, segment_by_tiles
 
 
 @pytest.mark.parametrize("seed", range(8))
