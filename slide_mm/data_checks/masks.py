@@ -99,80 +99,40 @@ def _flatten(polygons: list[Any], lengths: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _check_run_lengths(segmentations: list[dict[str, Any]], sizes: np.ndarray) -> np.ndarray:
     found = np.full(len(segmentations), Mask.BROKEN, np.int8)
-    texts, owners = [], []
     for index, (segmentation, (width, height)) in enumerate(
         zip(segmentations, sizes.tolist(), strict=True)
     ):
-        if segmentation.get("size") != [height, width]:
-            continue
         counts = segmentation["counts"]
-        if isinstance(counts, str):
-            texts.append(counts)
-            owners.append(index)
-        elif _are_counts(counts) and sum(counts) == width * height:
+        add_up = sum_compressed_counts if isinstance(counts, str) else _sum_counts
+        if segmentation.get("size") == [height, width] and add_up(counts) == width * height:
             found[index] = Mask.RUN_LENGTHS
-    totals = sum_compressed_counts(texts)
-    whole = totals == sizes[owners].prod(1) if owners else np.zeros(0, bool)
-    found[np.array(owners, int)[whole]] = Mask.RUN_LENGTHS
     return found
 
 
-def _are_counts(counts: list[Any]) -> bool:
-    return set(map(type, counts)) <= {int} and min(counts, default=0) >= 0
+def _sum_counts(counts: list[Any]) -> int:
+    is_sound = set(map(type, counts)) <= {int} and min(counts, default=0) >= 0
+    return sum(counts) if is_sound else -1
 
 
-def sum_compressed_counts(texts: Sequence[str]) -> np.ndarray:
+def sum_compressed_counts(text: str) -> int:
     """Add up the run lengths of COCO's compressed form, which make the mask's area and the rest.
 
-    Args:
-        texts: N texts of ``counts``.
-
     Returns:
-        (N,) sums, -1 where a text is no such form or holds a negative run.
+        -1 where the text is no such form or holds a negative run.
     """
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    totals = np.full(len(texts), -1, np.int64)
-    filled = np.flatnonzero(lengths)
-    if not filled.size:
-        return totals
-    coded = "".join(texts).encode("utf-32-le", "surrogatepass")
-    digits = np.frombuffer(coded, np.uint32).astype(np.int64) - 48
-    owner = np.repeat(np.arange(len(texts)), lengths)
-    begins = np.cumsum(lengths)[filled] - lengths[filled]
-    broken = np.zeros(len(texts), bool)
-    broken[owner[(digits < 0) | (digits > 63)]] = True
+    coded = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    digits = coded.astype(np.int64) - 48
     # Six bits a character: five of the number, from the lowest, and whether more follow.
-    last = (digits & 32) == 0
-    ends = begins + lengths[filled] - 1
-    broken[owner[ends[~last[ends]]]] = True
-    last[ends] = True
-    firsts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    sizes = np.diff(np.append(firsts, len(digits)))
-    broken[owner[firsts[sizes > 7]]] = True
-    place = np.minimum(np.arange(len(digits)) - np.repeat(firsts, sizes), 7)
-    values = np.add.reduceat((digits & 31) << (5 * place), firsts)
-    negative = (digits[firsts + sizes - 1] & 16) != 0
-    values -= negative * (np.int64(1) << (5 * np.minimum(sizes, 8)))
-    counts = _undo_differences(values, owner[firsts], broken)
-    broken[owner[firsts[counts < 0]]] = True
-    sums = np.bincount(owner[firsts], weights=counts, minlength=len(texts)).astype(np.int64)
-    totals[filled] = sums[filled]
-    totals[broken] = -1
-    return totals
-
-
-def _undo_differences(values: np.ndarray, owner: np.ndarray, broken: np.ndarray) -> np.ndarray:
-    """From the fourth on, runs are told as the difference to the run before the last."""
-    values = np.where(broken[owner], 0, values)
-    starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    place = np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
-    counts = values.copy()
-    for parity in range(2):
-        rows = (place % 2 == parity) & (place > 0)
-        sums = np.cumsum(np.where(rows, values, 0))
-        before = np.repeat(
-            sums[starts] - np.where(rows[starts], values[starts], 0),
-            np.diff(np.append(starts, len(values))),
-        )
-        counts[rows] = (sums - before)[rows]
-    return counts
+    ends = np.flatnonzero(digits & 32 == 0) + 1
+    lengths = np.diff(ends, prepend=0)
+    is_coded = digits.size and ends.size and ends[-1] == len(digits) and lengths.max() <= 7
+    if not is_coded or digits.min() < 0 or digits.max() > 63:
+        return -1
+    starts = ends - lengths
+    place = np.arange(len(digits)) - np.repeat(starts, lengths)
+    counts = np.add.reduceat((digits & 31) << (5 * place), starts)
+    counts -= (digits[ends - 1] >> 4 & 1) << (5 * lengths)
+    # From the fourth on, a run is told as the difference to the run before the last.
+    for first in (1, 2):
+        counts[first::2] = np.cumsum(counts[first::2])
+    return int(counts.sum()) if counts.min() >= 0 else -1

@@ -91,43 +91,38 @@ class SampleReader:
             sample: As the dataset hands it to its pipeline.
         """
         paths = sample["img_path"]
-        path = paths[0] if isinstance(paths, list) else paths
+        paths = paths if isinstance(paths, list) else [paths]
         try:
-            for part in paths if isinstance(paths, list) else [paths]:
-                require_whole(read_bytes(part, self.load_image))
+            for path in paths:
+                _read_whole(path, self.load_image)
             loaded = self.load_image(dict(sample))
             assert loaded is not None, "it could not be decoded"
             height, width = loaded["img"].shape[:2]
         except Exception as error:  # Decoders raise many kinds.
-            return Seen(path, f"cannot be read: {_reason(error)}")
+            return Seen(paths[0], _unreadable(error))
         annotated = sample.get("width"), sample.get("height")
         if None not in annotated and annotated != (width, height):
-            return Seen(path, f"is {_by(width, height)} pixels, and annotated as {_by(*annotated)}")
-        if not sample.get("seg_map_path"):
+            problem = f"is {width} x {height} pixels, and annotated as {_by(annotated)}"
+            return Seen(paths[0], problem)
+        path = sample.get("seg_map_path")
+        if not path or (not self.load_labels and "segments_info" not in sample):
             return Seen()
-        if "segments_info" in sample:
-            return self._read_segments(sample, (height, width))
-        return self._read_labels(loaded, (height, width)) if self.load_labels else Seen()
-
-    def _read_labels(self, loaded: Sample, shape: tuple[int, int]) -> Seen:
-        path = loaded["seg_map_path"]
         try:
-            content = read_bytes(path, self.load_labels)
-            require_whole(content)
-            labels = self.load_labels(loaded)["gt_seg_map"]
+            if "segments_info" in sample:
+                return self._read_segments(path, sample["segments_info"], (width, height))
+            return self._read_labels(path, loaded, (width, height))
         except Exception as error:  # Decoders raise many kinds.
-            return Seen(path, f"cannot be read: {_reason(error)}")
+            return Seen(path, _unreadable(error))
+
+    def _read_labels(self, path: str, loaded: Sample, size: tuple[int, int]) -> Seen:
+        content = _read_whole(path, self.load_labels)
+        labels = self.load_labels(loaded)["gt_seg_map"]
         if labels.ndim != 2:
             hint = " (imdecode_backend='pillow' reads the numbers of a palette)"
             hint = hint if _mode(content) == "P" else ""
             return Seen(path, f"has {labels.shape[2]} channels: label maps have one{hint}")
-        if labels.shape != shape:
-            return Seen(
-                path, f"is {_by(*labels.shape[::-1])} pixels, and its image {_by(*shape[::-1])}"
-            )
-        return self._judge_labels(path, labels, content, bool(loaded.get("reduce_zero_label")))
-
-    def _judge_labels(self, path: str, labels: np.ndarray, content: bytes, reduced: bool) -> Seen:
+        if labels.shape[::-1] != size:
+            return _of_other_size(path, labels, size)
         values, counts = np.unique(labels, return_counts=True)
         is_ignored = np.isin(values, list(self.ignored))
         seen = Seen(
@@ -139,44 +134,41 @@ class SampleReader:
         if largest > 255:
             seen.path, seen.problem = path, f"has the value {largest}, of which 8 bits are read"
         elif self.num_classes is not None and max(seen.labels, default=0) >= self.num_classes:
-            found = f"the label {max(seen.labels) + reduced}"
+            label = max(seen.labels) + bool(loaded.get("reduce_zero_label"))
             seen.path = path
-            seen.problem = f"has {found}, and the config {self.num_classes} classes"
+            seen.problem = f"has the label {label}, and the config {self.num_classes} classes"
         return seen
 
-    def _read_segments(self, sample: Sample, shape: tuple[int, int]) -> Seen:
+    def _read_segments(
+        self, path: str, segments: Sequence[Mapping[str, Any]], size: tuple[int, int]
+    ) -> Seen:
         """Read a panoptic PNG: red, green and blue are the digits of segments' ids."""
-        path = sample["seg_map_path"]
-        try:
-            content = read_bytes(path, self.load_image)
-            require_whole(content)
-            colors = mmcv.imfrombytes(content, flag="color", channel_order="rgb")
-            ids = colors.astype(np.int64) @ (1, 256, 256**2)
-        except Exception as error:  # Decoders raise many kinds.
-            return Seen(path, f"cannot be read: {_reason(error)}")
-        if ids.shape != shape:
-            return Seen(
-                path, f"is {_by(*ids.shape[::-1])} pixels, and its image {_by(*shape[::-1])}"
-            )
-        absent = {segment["id"] for segment in sample["segments_info"]} - set(
-            np.unique(ids).tolist()
-        )
+        content = _read_whole(path, self.load_image)
+        colors = mmcv.imfrombytes(content, flag="color", channel_order="rgb")
+        ids = colors.astype(np.int64) @ (1, 256, 256**2)
+        if ids.shape[::-1] != size:
+            return _of_other_size(path, ids, size)
+        absent = {segment["id"] for segment in segments} - set(np.unique(ids).tolist())
         if absent:
-            return Seen(
-                path, f"lacks {len(absent)} of its segments, for example {min(absent, key=str)}"
-            )
+            example = min(absent, key=str)
+            return Seen(path, f"lacks {len(absent)} of its segments, for example {example}")
         return Seen()
 
 
-def read_bytes(path: str, step: Any) -> bytes:
-    """A file's content, from where a pipeline's step takes it."""
-    return fileio.get(path, backend_args=getattr(step, "backend_args", None))
+def _read_whole(path: str, step: Any) -> bytes:
+    """A file's content, from where a pipeline's step takes it; see :func:`require_whole`."""
+    content = fileio.get(path, backend_args=getattr(step, "backend_args", None))
+    require_whole(content)
+    return content
 
 
-def require_whole(content: bytes) -> None:
+def require_whole(content: bytes) -> bool:
     """Let Pillow decode an image to its end; OpenCV takes what is cut off for grey.
 
     Formats that Pillow doesn't know, and what it refuses for its size, pass.
+
+    Returns:
+        Whether Pillow knows the image's format.
 
     Raises:
         OSError: If the image is cut off or broken.
@@ -188,8 +180,11 @@ def require_whole(content: bytes) -> None:
             warnings.simplefilter("ignore")
             image.draft("RGB", (1, 1))  # Decodes a JPEG coarsely, but reads all of it.
             image.load()
-    except (UnidentifiedImageError, ValueError):
-        return
+        return True
+    except UnidentifiedImageError:
+        return False
+    except ValueError:
+        return True
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -212,9 +207,13 @@ def _largest_value(content: bytes) -> int:
     return int(values[values != 65535].max(initial=0))  # All bits set: 255 in eight of them.
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _unreadable(error: Exception) -> str:
+    return f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
 
 
-def _by(width: int, height: int) -> str:
-    return f"{width} x {height}"
+def _of_other_size(path: str, labels: np.ndarray, size: tuple[int, int]) -> Seen:
+    return Seen(path, f"is {_by(labels.shape[::-1])} pixels, and its image {_by(size)}")
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
