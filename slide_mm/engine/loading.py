@@ -46,8 +46,6 @@ class PassOverUnreadable(BaseTransform):
         given = dict(results)
         try:
             loaded = self.loading(results)
-        except ConfigError:
-            raise
         except Exception as error:  # Decoders raise many kinds.
             self._pass_over(given, error)
             return None

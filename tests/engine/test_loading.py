@@ -1,3 +1,4 @@
+import os
 import random
 from io import BytesIO
 
@@ -115,23 +116,33 @@ def test_one_broken_file_after_the_other_ends_the_run(tmp_path):
         assert (load({"img_path": str(path)}) is None) == (path != paths[0])
 
 
-def test_formats_that_pillow_lacks_are_no_broken_files(tmp_path):
-    """OpenCV reads them."""
+RADIANCE = b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 2 +X 2\n" + bytes([1, 2, 3, 128] * 4)
+
+
+@pytest.mark.parametrize("content", [encode("jpeg"), encode("pcx"), RADIANCE])
+def test_formats_that_one_of_pillow_and_opencv_lacks_are_no_broken_files(
+    content, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Nor are large ones.
     path = tmp_path / "a.pic"
-    path.write_bytes(encode("jpeg"))
-    assert not is_broken(str(path))
-    path.write_bytes(
-        b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 2 +X 2\n" + bytes([1, 2, 3, 128] * 4)
-    )
-    assert mmcv.imread(path, flag="unchanged") is not None
+    path.write_bytes(content)
     assert not is_broken(str(path))
 
 
-def test_testing_passes_over_nothing(tmp_path):
+def test_pipes_are_broken_files():
+    reader, writer = os.pipe()
+    os.write(writer, encode())
+    os.close(writer)
+    assert is_broken(f"/proc/self/fd/{reader}")
+    os.close(reader)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_testing_passes_over_nothing(split, tmp_path):
     sound, broken = tmp_path / "sound.png", tmp_path / "broken.png"
     sound.write_bytes(encode())
     broken.write_bytes(b"no image")
-    dataset = build([sound, broken], split="test")
+    dataset = build([sound, broken], split=split)
     assert dataset[0]["img_path"] == str(sound)
     with pytest.raises(ConfigError, match=f"{broken} is broken: LoadImageFromFile failed"):
         dataset[1]

@@ -44,7 +44,7 @@ LAYERS = {
     layers.PatchMerging: ("in_channels", "embed_dims"),
     layers.PatchEmbed: ("in_channels", "embed_dims", "kernel_size", "stride"),
 }
-NO_NUMBERS = [0, -1, 2.0, "3", None, True, math.nan, (3,), 1 << 40, "a\nb"]
+NO_NUMBERS = [0, -1, 2.0, "3", None, True, math.nan, (3,), 1 << 40, "a\nb", np.eye(2)]
 NO_RATES = [-0.1, 1.1, math.nan, math.inf, "0.1", None, True, [0.1], 1j]
 
 
