@@ -5,18 +5,24 @@ import pytest
 import torch
 
 from slide_mm.ops import (
-    BACKENDS,
     chunked,
-    cpu_kernel,
     slide_attention,
     slide_attention_qkvpacked,
     slide_attention_weights,
 )
-from slide_mm.ops.reference import definition
+from slide_mm.ops.reference import definition, published
+from tests.ops.inputs import (
+    DEVICES,
+    OPERATORS,
+    able,
+    each_backend,
+    forward_and_gradients,
+    make_inputs,
+    relative_error,
+)
 
-PORTABLE = [backend for backend in BACKENDS if backend != "compiled"]
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
-GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+# Of the output and of the gradients.
+TOLERANCES = {torch.float64: (1e-10, 1e-9), torch.float32: (2e-5, 1e-4)}
 
 
 @pytest.fixture(autouse=True)
@@ -26,161 +32,126 @@ def _keep_threads():
     torch.set_num_threads(threads)
 
 
-def backends(dtype):
-    """Those that this machine has for a dtype."""
-    return BACKENDS if dtype == torch.float32 and cpu_kernel.is_available() else PORTABLE
-
-
-def make_inputs(
-    batch, height, width, num_heads, head_dim, kernel_size, dtype=torch.float64, contiguous=True
-):
-    """Random query, key, value, kernel, bias, position_bias; q, k, v views of one tensor if not
-    contiguous, as the layer makes them."""
-    taps = kernel_size**2
-    shape = (batch, height, width, num_heads, head_dim)
-    if contiguous:
-        query, key, value = torch.randn(3, *shape, dtype=dtype)
-    else:
-        qkv = torch.randn(batch, width, height, 3, num_heads, head_dim, dtype=dtype)
-        query, key, value = qkv.transpose(1, 2).unbind(-3)
-    kernel = torch.eye(taps, dtype=dtype).view(taps, kernel_size, kernel_size)
-    kernel = kernel + 0.3 * torch.randn(head_dim, taps, kernel_size, kernel_size, dtype=dtype)
-    bias = torch.randn(head_dim, taps, dtype=dtype)
-    position_bias = torch.randn(num_heads, taps, dtype=dtype)
-    return query, key, value, kernel, bias, position_bias
-
-
-def random_shape(rng):
-    """(batch, height, width, num_heads, head_dim, kernel_size) anywhere in the supported range."""
-    return (
-        rng.randint(1, 2),
-        rng.randint(1, 40),
-        rng.randint(1, 40),
-        rng.randint(1, 8),
-        rng.randint(8, 64),
-        rng.choice((3, 5)),
+def draw_inputs(rng):
+    """Query, key, value and weights of any shape and layout, as a layer or a stranger has them."""
+    kernel_size = rng.choice((3, 3, 5, 7))
+    side = 100 // kernel_size
+    shape = (rng.randint(1, 2), rng.randint(1, side), rng.randint(1, 2 * side), rng.randint(1, 3))
+    head_dim = rng.choice((8, 20, 32, 33, rng.randint(1, 64)))
+    qkv, *weights = make_inputs(*shape, head_dim, kernel_size, dtype=torch.float64)
+    qkv = rng.choice(
+        (
+            qkv,
+            qkv.transpose(1, 2).contiguous().transpose(1, 2),
+            qkv.permute(0, 3, 4, 5, 1, 2).contiguous().permute(0, 4, 5, 1, 2, 3),
+        )
     )
+    kernel, bias, position_bias = weights
+    bias = rng.choice((None, bias, bias))
+    position_bias = rng.choice((None, position_bias, position_bias))
+    return [*qkv.unbind(3), kernel, bias, position_bias]
 
 
-def relative_error(actual, expected):
-    """Largest difference relative to the largest expected value, at least 1."""
-    if actual.numel() == 0:
-        return 0.0
-    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
-
-
-def forward_and_gradients(function, inputs, **options):
-    inputs = [x if x is None else x.detach().requires_grad_() for x in inputs]
-    out = function(*inputs, **options)
-    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    return out.detach(), *torch.autograd.grad(out, [x for x in inputs if x is not None], weight)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_backends_equal_the_judge_on_random_shapes(seed, monkeypatch):
+@pytest.mark.parametrize("seed", range(16))
+def test_backends_equal_the_definition(seed, monkeypatch):
     rng = random.Random(seed)
-    torch.manual_seed(seed)
-    inputs = make_inputs(*random_shape(rng), contiguous=rng.random() < 0.5)
-    with_bias, with_position, scale = rng.choice([(1, 1, None), (0, 1, None), (1, 0, 0.3)])
-    inputs = [
-        *inputs[:4],
-        inputs[4] if with_bias else None,
-        inputs[5] if with_position else None,
-    ]
+    inputs, scale = draw_inputs(rng), rng.choice((None, 0.3))
+    kernel_size = inputs[3].shape[-1]
     monkeypatch.setattr(chunked, "_CPU_CHUNK", rng.choice((10 << 10, 640 << 10, 5 << 20)))
-    torch.set_num_threads(1)  # the judge's tensors are tiny
-    out, *gradients = forward_and_gradients(definition, inputs, scale=scale)
-    for dtype, tolerance in TOLERANCE.items():
-        cast = [None if x is None else x.to(dtype) for x in inputs]
-        for backend in backends(dtype):
-            for threads in (1, 4):
-                torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # The definition's tensors are tiny.
+    expected = forward_and_gradients(definition, inputs, scale=scale)
+    for dtype, (tolerance, gradient_tolerance) in TOLERANCES.items():
+        for device in DEVICES:
+            cast = [
+                None if x is None else x.detach().to(device, dtype).requires_grad_() for x in inputs
+            ]
+            for backend in able(dtype, device, kernel_size):
+                torch.set_num_threads(rng.choice((1, 4)))
                 results = forward_and_gradients(slide_attention, cast, scale=scale, backend=backend)
                 assert all(x.dtype == dtype for x in results)
-                assert relative_error(results[0].double(), out) < tolerance, (backend, dtype)
-                for actual, expected in zip(results[1:], gradients, strict=True):
-                    difference = torch.linalg.vector_norm(actual - expected)
-                    allowed = GRADIENT_TOLERANCE[dtype] * torch.linalg.vector_norm(expected)
-                    assert difference <= allowed, (backend, dtype)
+                output, *gradients = map(relative_error, results, expected)
+                assert output < tolerance, (backend, dtype)
+                assert max(gradients) < gradient_tolerance, (backend, dtype)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("threads", [1, 4])
-def test_repeated_runs_are_identical(backend, threads):
-    torch.manual_seed(0)
-    torch.set_num_threads(threads)
-    inputs = make_inputs(2, 33, 41, 3, 16, 3, dtype=torch.float32, contiguous=False)
-    if backend not in backends(torch.float32):
-        pytest.skip(cpu_kernel.unavailable_reason())
-    first, *others = (
-        forward_and_gradients(slide_attention, inputs, backend=backend) for _ in range(3)
-    )
-    for other in others:
-        assert all(map(torch.equal, first, other))
+def test_published_form_equals_the_definition():
+    qkv, kernel, bias, position_bias = make_inputs(2, 6, 7, 3, 8, 5, dtype=torch.float64)
+    shift = torch.eye(25, dtype=torch.float64).view(25, 5, 5).expand_as(kernel)
+    output = published(qkv, shift, kernel - shift, bias, position_bias)
+    torch.testing.assert_close(output, definition(*qkv.unbind(3), kernel, bias, position_bias))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
+def test_results_depend_on_no_other_run(backend):
+    """Nor, for the compiled kernel, on the number of threads."""
+    results = {}
+    for threads in (1, 4, 2, 4):
+        torch.set_num_threads(threads)
+        inputs = make_inputs(1, 40, 70, 2, 16)
+        result = forward_and_gradients(slide_attention_qkvpacked, inputs, backend=backend)
+        key = None if backend == "compiled" else threads
+        assert all(map(torch.equal, results.setdefault(key, result), result))
+
+
+@each_backend
 def test_packed_equals_apart(backend):
-    if backend not in backends(torch.float32):
-        pytest.skip(cpu_kernel.unavailable_reason())
-    torch.manual_seed(0)
-    *inputs, kernel, bias, position_bias = make_inputs(2, 6, 9, 2, 20, 3, dtype=torch.float32)
-    weights = kernel, bias, position_bias
-    expected = forward_and_gradients(slide_attention, (*inputs, *weights), backend=backend)
-    out, qkv_grad, *weight_grads = forward_and_gradients(
-        slide_attention_qkvpacked, (torch.stack(inputs, 3), *weights), backend=backend
+    qkv, *weights = make_inputs(2, 6, 9, 2, 20)
+    output, qkv_grad, *weight_grads = forward_and_gradients(
+        slide_attention_qkvpacked, (qkv, *weights), backend=backend
     )
-    for actual, other in zip((out, *qkv_grad.unbind(3), *weight_grads), expected, strict=True):
-        torch.testing.assert_close(actual, other, rtol=1e-5, atol=1e-5)
+    apart = [x.detach().requires_grad_() for x in qkv.unbind(3)]
+    expected = forward_and_gradients(slide_attention, (*apart, *weights), backend=backend)
+    results = (output, *qkv_grad.unbind(3), *weight_grads)
+    torch.testing.assert_close(results, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", PORTABLE)
+@pytest.mark.parametrize("backend", able(torch.float64))
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_gradcheck(backend, kernel_size):
-    torch.manual_seed(0)
-    inputs = make_inputs(2, 3, 4, 2, 3, kernel_size, contiguous=False)
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    inputs = make_inputs(2, 3, 4, 2, 3, kernel_size, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda *args: slide_attention(*args, backend=backend), inputs, fast_mode=kernel_size == 5
+        lambda *args: slide_attention_qkvpacked(*args, backend=backend), inputs, fast_mode=True
     )
 
 
-@pytest.mark.parametrize("backend", PORTABLE)
-def test_empty_batch(backend):
-    inputs = [x.requires_grad_() for x in make_inputs(0, 5, 6, 2, 8, 3)]
-    out = slide_attention(*inputs, backend=backend)
-    assert out.shape == inputs[0].shape
-    out.sum().backward()
-    assert all(x.grad is not None and not x.grad.any() for x in inputs)
+@pytest.mark.parametrize(
+    ("backend", "shape"),
+    [
+        (backend, shape)
+        for shape in ((0, 4, 4), (2, 0, 4), (2, 4, 0))
+        # PyTorch's unfold and convolutions take no empty images.
+        for backend in (OPERATORS if shape[0] else able(torch.float32))
+    ],
+)
+def test_nothing_in_gives_nothing_out(backend, shape):
+    inputs = make_inputs(*shape)
+    output, *gradients = forward_and_gradients(slide_attention_qkvpacked, inputs, backend=backend)
+    assert output.shape == (*shape, 2, 8)
+    assert all(map(torch.equal, gradients, map(torch.zeros_like, inputs)))
 
 
-@pytest.mark.parametrize("backend", PORTABLE)
+@pytest.mark.parametrize("backend", able(torch.bfloat16))
 def test_bf16_autocast_is_within_bf16_rounding(backend):
-    torch.manual_seed(0)
-    inputs = make_inputs(1, 12, 13, 2, 32, 3, dtype=torch.float32)
-    query, key, value = (x.bfloat16() for x in inputs[:3])
+    qkv, *weights = make_inputs(1, 12, 13, 2, 32)
+    qkv = qkv.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        out = slide_attention(query, key, value, *inputs[3:], backend=backend)
-    assert out.dtype == torch.bfloat16
+        output = slide_attention_qkvpacked(qkv, *weights, backend=backend)
+    assert output.dtype == torch.bfloat16
     # A logit is a sum of head_dim * K*K products rounded to 2**-9, and so is an output.
-    expected = definition(query, key, value, *inputs[3:])
-    rms = (out.double() - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt()
-    assert rms < 2**-6
-    assert relative_error(out.double(), expected) < 2**-4
+    expected = definition(*qkv.unbind(3), *weights)
+    assert relative_error(output, expected) < 2**-6
+    largest = (output.double() - expected).abs().max() / expected.abs().max()
+    assert largest < 2**-4
 
 
 def test_weights_sum_to_one_and_dropout_keeps_the_mean():
-    torch.manual_seed(0)
-    query, key, value, kernel, bias, position_bias = make_inputs(1, 9, 8, 2, 8, 3)
-    weights = slide_attention_weights(query, key, kernel, bias, position_bias)
-    assert weights.shape == (1, 9, 8, 2, 9)
-    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-    plain = slide_attention(query, key, value, kernel, bias, position_bias)
+    qkv, *weights = (x.detach() for x in make_inputs(1, 9, 8, dtype=torch.float64))
+    attention = slide_attention_weights(*qkv.unbind(3)[:2], *weights)
+    assert attention.shape == (1, 9, 8, 2, 9)
+    torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
+    plain = slide_attention_qkvpacked(qkv, *weights)
     dropped = torch.stack(
-        [
-            slide_attention(query, key, value, kernel, bias, position_bias, dropout_p=0.5)
-            for _ in range(400)
-        ]
+        [slide_attention_qkvpacked(qkv, *weights, dropout_p=0.5) for _ in range(400)]
     )
     assert not torch.equal(dropped[0], plain)
     standard_error = dropped.std(0) / 400**0.5
@@ -189,13 +160,12 @@ def test_weights_sum_to_one_and_dropout_keeps_the_mean():
 
 def test_plain_shift_kernel_is_local_attention():
     """With the identity kernel an inner pixel attends to its nine neighbours and nothing else."""
-    torch.manual_seed(0)
-    query, key, value, *_ = make_inputs(1, 5, 5, 1, 8, 3)
+    query, key, value = make_inputs(1, 5, 5, 1, 8, dtype=torch.float64)[0].unbind(3)
     kernel = torch.eye(9, dtype=torch.float64).view(9, 3, 3).expand(8, 9, 3, 3)
-    out = slide_attention(query, key, value, kernel)
+    output = slide_attention(query, key, value, kernel)
     keys, values = key[0, 1:4, 1:4, 0].reshape(9, 8), value[0, 1:4, 1:4, 0].reshape(9, 8)
     expected = (keys @ query[0, 2, 2, 0] * 8**-0.5).softmax(0) @ values
-    torch.testing.assert_close(out[0, 2, 2, 0], expected)
+    torch.testing.assert_close(output[0, 2, 2, 0], expected)
 
 
 WRONG_INPUTS = {
@@ -248,15 +218,14 @@ def test_heads_and_channels_are_needed(shape):
         slide_attention(*[torch.zeros(shape)] * 3, torch.zeros(shape[-1], 9, 3, 3))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", able(torch.float64))
 def test_weights_may_be_more_accurate_than_tokens(backend):
     """As they are under autocast."""
-    query, key, value, *weights = make_inputs(1, 4, 5, 2, 8, 3)
-    expected = slide_attention(query, key, value, *weights, backend="tap")
-    if backend == "compiled":  # It needs float32 throughout.
-        return
-    output = slide_attention(query, key, value, *(x.double() for x in weights), backend=backend)
-    assert output.dtype == query.dtype
+    qkv, *weights = make_inputs(dtype=torch.float64)
+    qkv = qkv.float()
+    expected = slide_attention_qkvpacked(qkv, *(x.float() for x in weights), backend="tap")
+    output = slide_attention_qkvpacked(qkv, *weights, backend=backend)
+    assert output.dtype == qkv.dtype
     torch.testing.assert_close(output, expected)
 
 
@@ -266,8 +235,7 @@ def test_packed_refuses_another_shape():
 
 
 def test_tap_form_can_be_vmapped():
-    query, key, value, kernel, *_ = make_inputs(3, 4, 5, 2, 8, 3)
-    mapped = torch.vmap(lambda *x: slide_attention(*x, kernel, backend="tap"))
-    tokens = [x[:, None] for x in (query, key, value)]
-    expected = slide_attention(query, key, value, kernel, backend="tap")
-    torch.testing.assert_close(mapped(*tokens)[:, 0], expected)
+    qkv, *weights = make_inputs(3)
+    mapped = torch.vmap(lambda x: slide_attention_qkvpacked(x, *weights, backend="tap"))
+    expected = slide_attention_qkvpacked(qkv, *weights, backend="tap")
+    torch.testing.assert_close(mapped(qkv[:, None])[:, 0], expected)
