@@ -34,7 +34,7 @@ class PassOverUnreadable(BaseTransform):
         self.broken_in_a_row = 0
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Load what ``results`` names, or return None, which datasets take as a wish for another.
+        """Load what ``results`` names, or return None, for which datasets draw another sample.
 
         Args:
             results: A sample, with its ``img_path``.

@@ -58,8 +58,8 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def _exit(message: str, code: int) -> None:
-    # A launcher kills all processes when one ends: the first one speaks for all, and the others
-    # only live to speak where it had nothing to say.
+    # A launcher kills all processes when one ends. The first process reports an error that all
+    # have; the others wait, and report theirs if the first had none.
     if launched_rank() > 0:
         time.sleep(_SECONDS_BEHIND_FIRST)
     print("error:", " ".join(message.split()), file=sys.stderr)

@@ -76,10 +76,10 @@ def check_numbers(scale: float | None, dropout_p: float) -> None:
         raise ValueError(f"dropout_p is {_show(dropout_p)}: give a number from 0 to less than 1")
 
 
-def _check_shape(name: str, tensor: Tensor | None, meaning: str, shape: tuple[int, ...]) -> None:
+def _check_shape(name: str, tensor: Tensor | None, layout: str, shape: tuple[int, ...]) -> None:
     if tensor is not None and tensor.shape != shape:
         raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}: give {meaning}, here {tuple(shape)}"
+            f"{name} has shape {tuple(tensor.shape)}: give {tuple(shape)}, which is {layout}"
         )
 
 
