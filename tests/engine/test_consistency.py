@@ -214,21 +214,32 @@ class TestUnusedParameters:
             ),
             "model.neck.start_level": start_level,
         }
-        cfg, model = build("mask_rcnn", RETINANET | swin)
+        _, model = build("mask_rcnn", RETINANET | swin)
         found = find_unused_parameters(model)
         expected = {"backbone.out_norms.0.weight", "backbone.out_norms.0.bias"} if unused else set()
         assert set(found) >= expected
         assert bool(found) == unused
         assert all(parameter.grad is None for parameter in model.parameters())
-        cfg.launcher = "pytorch"
-        find_unused_for_ddp(cfg, model)
-        assert cfg.get("find_unused_parameters", False) == unused
+        wrapper = dict(type="MMDistributedDataParallel")
+        for launcher, wrapped in (("none", wrapper), ("pytorch", None), ("pytorch", wrapper)):
+            run = Config(dict(launcher=launcher, model_wrapper_cfg=wrapped))
+            find_unused_for_ddp(run, model)
+            for node in (run, run.model_wrapper_cfg or run):
+                told = node.get("find_unused_parameters", False)
+                assert told == (unused and launcher == "pytorch")
 
     def test_of_segmentors(self):
         _, model = build("semantic_fpn", {})
         assert find_unused_parameters(model) == []
-        model.decode_head.in_index = [1, 2, 3]
-        assert any(name.startswith("neck.fpn_convs.0") for name in find_unused_parameters(model))
+        for indices in ([1, 2, 3], [-3, -2, -1]):
+            model.decode_head.in_index = indices
+            unused = find_unused_parameters(model)
+            parts = {name.rpartition(".conv.")[0] for name in unused}
+            assert parts == {"neck.lateral_convs.0", "neck.fpn_convs.0"}
+        for part in parts:  # What is frozen waits for no gradient.
+            model.get_submodule(part).requires_grad_(False)
+        assert find_unused_parameters(model) == []
+        assert find_unused_parameters(model.requires_grad_(False)) == []
 
 
 def test_channels_of_images():

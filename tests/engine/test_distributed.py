@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmengine.config import Config
 
 from slide_mm.engine import ConfigError, distributed
 
@@ -25,3 +26,15 @@ def test_a_gpu_for_each_process(monkeypatch):
         distributed.check_launcher("pytorch")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     distributed.check_launcher("pytorch")
+
+
+def test_settings_without_gpus(monkeypatch):
+    monkeypatch.setattr(distributed, "get_device", lambda: "cpu")
+    monkeypatch.setattr(distributed.distributed, "init_process_group", lambda backend: None)
+    model = dict(neck=dict(norm_cfg=dict(type="SyncBN")))
+    for found in (True, False):
+        cfg = Config(dict(launcher="pytorch", model=model, find_unused_parameters=found))
+        distributed.prepare_for_cpu(cfg)
+        assert cfg.model_wrapper_cfg.find_unused_parameters == found
+        assert cfg.model_wrapper_cfg.device_ids is None
+        assert cfg.model.neck.norm_cfg.type == "BN"

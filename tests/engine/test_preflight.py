@@ -3,11 +3,13 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from slide_mm.engine.data_paths import check_data
 from slide_mm.engine.preflight import check_model
 from slide_mm.engine.reporting import ConfigError
+from slide_mm.engine.weights import load_from_slide_mm
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,15 @@ def test_pretrained_weights_are_told_of_by_the_run_alone(tmp_path, caplog):
     model.init_weights()
     logger.removeHandler(caplog.handler)
     assert "b0.pth (layout slide-mm) covers 100.0%" in caplog.text
+
+
+def test_mmengine_reads_checkpoints_by_us_before_a_model_is_built(monkeypatch):
+    """What is built may read some."""
+    monkeypatch.setattr(CheckpointLoader, "_schemes", {})
+    reads = []
+    model = dict(type=lambda: reads.append(CheckpointLoader._get_checkpoint_loader("a.pth")))
+    check_model(Config(dict(model=model)), pretrained=False)
+    assert reads == [load_from_slide_mm]
 
 
 @pytest.mark.parametrize(

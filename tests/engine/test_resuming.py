@@ -1,8 +1,11 @@
+import itertools
 import logging
 import os
 import random
 import signal
 import time
+from collections import defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +14,18 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 
 from slide_mm.checkpoints import CheckpointError
-from slide_mm.engine.checkpoint_hook import WholeCheckpointHook
+from slide_mm.engine.checkpoint_hook import WholeCheckpointHook, WholeFileBackend
 from slide_mm.engine.locking import WorkDirLock
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.resuming import set_resume
 from tests.engine.kills import checkpoints, kill_at_line, start, wait
-from tests.engine.tiny_training import DrawingModel, assert_same_state, draw_config, run
+from tests.engine.tiny_training import (
+    DrawingModel,
+    SumMetric,
+    assert_same_state,
+    draw_config,
+    run,
+)
 
 
 class TestSetResume:
@@ -144,6 +153,30 @@ def test_killed_while_saving(seed, tmp_path, quick_trainings):
     left_over = checkpoints(folder) - checkpoints(tmp_path / "whole")
     assert all(name.startswith("best_") for name in left_over)
     assert not checkpoints(tmp_path / "whole") - checkpoints(folder)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_an_old_checkpoint_goes_when_the_new_one_is_whole(
+    seed, tmp_path, monkeypatch, quick_trainings
+):
+    """The last ones and, as every validation here is better, the best ones."""
+    settings = draw_config(random.Random(seed))  # By iterations, and by epochs.
+    saving = dict(max_keep_ckpts=1, save_best="sum/acc", rule="greater")
+    settings["default_hooks"]["checkpoint"].update(saving)
+    acc, put, found = itertools.count(), WholeFileBackend.put, defaultdict(list)
+
+    def look_and_put(backend, content, path):
+        kind = Path(path).name.partition("_")[0]
+        found[kind].append(sum(name.startswith(kind) for name in checkpoints(tmp_path)))
+        put(backend, content, path)
+
+    monkeypatch.setattr(SumMetric, "compute_metrics", lambda *_: dict(acc=next(acc)))
+    monkeypatch.setattr(WholeFileBackend, "put", look_and_put)
+    run(settings, tmp_path)
+    assert found.keys() > {"best"}
+    for numbers in found.values():
+        assert numbers == [0] + [1] * (len(numbers) - 1) != [0]
+    assert len(checkpoints(tmp_path)) == len(found)
 
 
 class TestWorkDirLock:
