@@ -6,10 +6,12 @@ each disagreement.
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, OPTIMIZERS, DefaultScope
 from torch import Tensor, nn
 
@@ -26,12 +28,7 @@ _HOOKS = ("default_hooks", "custom_hooks")
 
 
 def check_consistency(cfg: Config, model: nn.Module, splits: Sequence[str]) -> None:
-    """Refuse a config whose parts don't agree.
-
-    Args:
-        cfg: The config.
-        model: Its model.
-        splits: Those of ``'train'``, ``'val'`` and ``'test'`` that the run will use.
+    """Refuse a config whose parts don't agree; see :func:`find_inconsistencies`.
 
     Raises:
         ConfigError: With the first disagreement.
@@ -46,7 +43,7 @@ def find_inconsistencies(cfg: Config, model: nn.Module, splits: Sequence[str]) -
     Args:
         cfg: The config.
         model: Its model.
-        splits: Those of ``'train'``, ``'val'`` and ``'test'`` to compare the model with.
+        splits: Those of ``'train'``, ``'val'`` and ``'test'`` that the run will use.
     """
     for check in _CHECKS:
         yield from check(cfg, model, splits)
@@ -57,18 +54,36 @@ def compare_classes(cfg: Config, model: nn.Module, splits: Sequence[str]) -> Ite
     if hasattr(model, "language_model"):
         return  # Its classes are words, of which it has room for more.
     told = set()
+    for key, _, built in _iter_built(cfg, splits):
+        meta = getattr(built, "metainfo", {})
+        classes = meta.get("classes")
+        if isinstance(classes, str):
+            yield f"{key}.metainfo.classes is the text {classes!r}: give a tuple of names"
+        elif isinstance(classes, list | tuple):
+            for name, head in iter_heads(model):
+                wrong = _compare_head(head, meta)
+                if wrong and name not in told:
+                    told.add(name)
+                    yield f"model.{name}.{wrong} ({key}): let both be the same"
+
+
+def _iter_built(
+    cfg: Config, splits: Sequence[str]
+) -> Iterator[tuple[str, ConfigDict, BaseDataset | None]]:
+    """Yield datasets, each with its key and config, built without reading their annotations.
+
+    Where that fails there is None, as others tell.
+    """
     for split in splits:
         for key, dataset in iter_datasets(cfg, split):
-            meta = getattr(_build_lazily(cfg, dataset), "metainfo", {})
-            classes = meta.get("classes")
-            if isinstance(classes, str):
-                yield f"{key}.metainfo.classes is the text {classes!r}: give a tuple of names"
-            elif isinstance(classes, list | tuple):
-                for name, head in iter_heads(model):
-                    wrong = _compare_head(head, meta)
-                    if wrong and name not in told:
-                        told.add(name)
-                        yield f"model.{name}.{wrong} ({key}): let both be the same"
+            options = {**dataset, "pipeline": [], "lazy_init": True, "serialize_data": False}
+            built = None
+            with (
+                suppress(Exception),
+                DefaultScope.overwrite_default_scope(cfg.get("default_scope")),
+            ):
+                built = DATASETS.build(options)
+            yield key, dataset, built
 
 
 def iter_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -92,40 +107,24 @@ def _compare_head(head: nn.Module, meta: dict[str, Any]) -> str | None:
     for attribute, number in expected.items():
         value = getattr(head, attribute)
         if value != number:
-            kind = {"num_things_classes": "thing ", "num_stuff_classes": "stuff "}.get(
-                attribute, ""
-            )
-            return f"{attribute} is {value}, and the dataset has {number} {kind}classes"
+            kind = attribute.removeprefix("num_").replace("_", " ").replace("things", "thing")
+            return f"{attribute} is {value}, and the dataset has {number} {kind}"
     return None
 
 
 def compare_zero_labels(cfg: Config, model: nn.Module, splits: Sequence[str]) -> Iterator[str]:
     """Compare what datasets and their pipelines say of the label 0."""
-    for split in splits:
-        for key, dataset in iter_datasets(cfg, split):
-            built = _build_lazily(cfg, dataset)
-            line = compare_reduce_zero_label(dataset, getattr(built, "reduce_zero_label", None))
-            if line:
-                yield f"{key}: {line}"
-
-
-def compare_reduce_zero_label(dataset: ConfigDict, its_own: bool | None) -> str | None:
-    """Say that a dataset and its pipeline differ in ``reduce_zero_label``, or return None.
-
-    Args:
-        dataset: The dataset's config.
-        its_own: What the built dataset says; None where it knows no such thing.
-    """
-    if its_own is None:
-        return None
-    for _, step in iter_nodes(dataset.get("pipeline")):
-        given = step.get("reduce_zero_label")
-        if type_name(step) == "LoadAnnotations" and given is not None and given != its_own:
-            return (
-                f"reduce_zero_label is {its_own} in the dataset and {given} in its pipeline's "
-                "LoadAnnotations: set it in the dataset alone"
-            )
-    return None
+    for key, dataset, built in _iter_built(cfg, splits):
+        its_own = getattr(built, "reduce_zero_label", None)
+        for _, step in iter_nodes(dataset.get("pipeline")):
+            given = step.get("reduce_zero_label")
+            is_loading = type_name(step) == "LoadAnnotations"
+            if is_loading and its_own is not None and given not in (None, its_own):
+                yield (
+                    f"{key}: reduce_zero_label is {its_own} in the dataset and {given} in its "
+                    "pipeline's LoadAnnotations: set it in the dataset alone"
+                )
+                break
 
 
 def compare_maps(cfg: Config, model: nn.Module, splits: Sequence[str]) -> Iterator[str]:
@@ -133,23 +132,26 @@ def compare_maps(cfg: Config, model: nn.Module, splits: Sequence[str]) -> Iterat
 
     A small image goes through them; what fails over it is left for the first iteration to tell.
     """
-    with torch.no_grad():
-        maps = _run(getattr(model, "backbone", None), _example_image(model))
     neck = getattr(model, "neck", None)
-    if maps and neck is not None:
-        wrong = _compare_channels("model.neck", neck, maps)
-        with torch.no_grad():
-            maps = _run(neck, maps)
-        if wrong and not maps:
-            yield wrong
-            return
+    with torch.no_grad():
+        maps = given = _maps_of_backbone(model)
+        if given and neck is not None:
+            maps = _run(neck, given)
+    first = neck[0] if isinstance(neck, nn.Sequential) else neck
+    wanted, channels = getattr(first, "in_channels", None), [x.shape[1] for x in given]
+    if given and not maps and isinstance(wanted, list | tuple) and list(wanted) != channels:
+        yield (
+            f"model.neck.in_channels is {list(wanted)}, and the backbone's maps have {channels} "
+            "channels"
+        )
     if maps:
         yield from _compare_decoders(model, maps)
         yield from _compare_strides(model, maps)
 
 
-def _example_image(model: nn.Module) -> Tensor:
-    return torch.zeros(1, image_channels(model), _IMAGE_SIZE, _IMAGE_SIZE)
+def _maps_of_backbone(model: nn.Module) -> list[Tensor]:
+    image = torch.zeros(1, image_channels(model), _IMAGE_SIZE, _IMAGE_SIZE)
+    return _run(getattr(model, "backbone", None), image)
 
 
 def _run(module: nn.Module | None, inputs: Any) -> list[Tensor]:
@@ -166,14 +168,6 @@ def _run(module: nn.Module | None, inputs: Any) -> list[Tensor]:
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     is_maps = all(isinstance(output, Tensor) and output.ndim == 4 for output in outputs)
     return outputs if is_maps else []
-
-
-def _compare_channels(key: str, module: nn.Module, maps: Sequence[Tensor]) -> str | None:
-    module = module[0] if isinstance(module, nn.Sequential) else module
-    wanted, given = getattr(module, "in_channels", None), [x.shape[1] for x in maps]
-    if isinstance(wanted, list | tuple) and list(wanted) != given:
-        return f"{key}.in_channels is {list(wanted)}, and the backbone's maps have {given} channels"
-    return None
 
 
 def _compare_decoders(model: nn.Module, maps: Sequence[Tensor]) -> Iterator[str]:
@@ -243,7 +237,7 @@ def find_unused_parameters(model: nn.Module) -> list[str]:
     Distributed training waits for their gradients in vain. A small image goes forward and back;
     the gradients are removed again.
     """
-    maps = _run(getattr(model, "backbone", None), _example_image(model))
+    maps = _maps_of_backbone(model)
     if maps and getattr(model, "neck", None) is not None:
         maps = _run(model.neck, maps)
     taken = {index for _, head in _iter_decoders(model) for index in _indices(head)}
@@ -283,16 +277,6 @@ def find_wrong_intervals(cfg: Config, model: nn.Module, splits: Sequence[str]) -
             value = node.get(name, 1)
             if not isinstance(value, int) or (name == "val_interval" and value < 1):
                 yield f"{key}.{name} is {value!r}: give a whole number of iterations or epochs"
-
-
-def _build_lazily(cfg: Config, dataset: ConfigDict) -> Any:
-    """Build a dataset without reading its annotations; None where that fails, as others tell."""
-    options = {**dataset, "pipeline": [], "lazy_init": True, "serialize_data": False}
-    try:
-        with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-            return DATASETS.build(options)
-    except Exception:
-        return None
 
 
 _CHECKS = (

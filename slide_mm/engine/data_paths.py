@@ -11,7 +11,7 @@ from slide_mm.engine.reporting import ConfigError
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Refuse a config whose data isn't there.
+    """Refuse to go on without the data of some splits.
 
     Args:
         cfg: The config.
@@ -24,12 +24,13 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     """
     for split in splits:
         for key, dataset in iter_datasets(cfg, split):
-            for name, path in dataset_paths(dataset):
-                _require_path(path, f"{key}.{name}", f"{key}.data_root")
+            for line in find_missing_paths(key, dataset).values():
+                raise ConfigError(line)
         for metric in iter_evaluators(cfg.get(f"{split}_evaluator")):
-            if metric.get("ann_file"):
-                key = f"{split}_evaluator.ann_file"
-                _require_path(metric.ann_file, key, key)
+            key = f"{split}_evaluator.ann_file"
+            line = _tell_missing(metric.get("ann_file"), key, key)
+            if line:
+                raise ConfigError(line)
 
 
 def iter_datasets(cfg: Config, split: str) -> Iterator[tuple[str, ConfigDict]]:
@@ -65,14 +66,24 @@ def dataset_paths(dataset: ConfigDict) -> Iterator[tuple[str, str]]:
             yield name, os.path.join(root, path)
 
 
-def missing_path(path: str, key: str, option: str) -> str | None:
-    """Say that a path doesn't exist and what to do, or return None.
+def find_missing_paths(key: str, dataset: ConfigDict) -> dict[str, str]:
+    """Say which paths of a dataset don't exist, and what to do.
 
     Args:
-        path: The path; nothing is said of remote ones.
-        key: Where the config names it; begins with the split.
-        option: What to set to name another place.
+        key: Where the config describes the dataset; begins with the split.
+        dataset: Its part of the config.
+
+    Returns:
+        A line for each, by its key in the dataset.
     """
+    lines = {
+        name: _tell_missing(path, f"{key}.{name}", f"{key}.data_root")
+        for name, path in dataset_paths(dataset)
+    }
+    return {name: line for name, line in lines.items() if line}
+
+
+def _tell_missing(path: str | None, key: str, option: str) -> str | None:
     if not is_local(path) or os.path.exists(path):
         return None
     below = "" if os.path.isabs(path) else f" below {os.getcwd()}"
@@ -80,12 +91,6 @@ def missing_path(path: str, key: str, option: str) -> str | None:
         f"{key} is {path}, which does not exist{below}: put the dataset there, as docs/data.md "
         f"tells, or say where it is with --cfg-options {option}=PATH"
     )
-
-
-def _require_path(path: str, key: str, option: str) -> None:
-    message = missing_path(path, key, option)
-    if message:
-        raise ConfigError(message)
 
 
 def is_local(path: str | None) -> bool:

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -17,38 +16,12 @@ from slide_mm.data_checks.samples import Sample, SampleReader, Seen
 from slide_mm.engine.config import iter_evaluators, iter_nodes, load_config, type_name
 from slide_mm.engine.consistency import compare_zero_labels, find_inconsistencies
 from slide_mm.engine.data_paths import dataset_paths, iter_datasets
-from slide_mm.engine.dataset_checks import Checked, check_dataset, is_same_file
+from slide_mm.engine.dataset_checks import DatasetReport, check_dataset, is_same_file
 from slide_mm.engine.preflight import check_model
 from slide_mm.engine.reporting import ConfigError, log_once
 
 SPLITS = ("train", "val", "test")
 _MOST_LINES = 10
-_MODEL_KEY = "the config against itself"
-
-
-@dataclass
-class DatasetReport:
-    """What is there of one dataset.
-
-    Attributes:
-        key: Where the config describes it, such as ``train_dataloader.dataset``.
-        type: Its type.
-        findings: What is to be said of it.
-    """
-
-    key: str
-    type: str
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def facts(self) -> list[str]:
-        """Lines on what is there."""
-        return [finding.text for finding in self.findings if finding.level == Level.FACT]
-
-    @property
-    def problems(self) -> list[str]:
-        """Lines on what is missing, broken or at odds."""
-        return [finding.text for finding in self.findings if finding.level > Level.FACT]
 
 
 def check_annotations(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -66,25 +39,17 @@ def check_annotations(cfg: Config, splits: tuple[str, ...]) -> None:
     for split in splits:
         objects: list[int | None] = []
         for key, dataset in iter_datasets(cfg, split):
-            checked = check_dataset(cfg, split, key, dataset)
-            for finding in checked.findings:
+            report = check_dataset(cfg, split, key, dataset)
+            for finding in report.findings:
                 if finding.level == Level.REFUSAL:
                     raise ConfigError(f"{key}: {finding.text}")
-            objects.append(checked.num_objects)
-            log_once(f"{key}: " + "; ".join(finding.text for finding in checked.findings))
-        line = _find_nothing(split, objects)
-        if line:
-            raise ConfigError(line)
-
-
-def _find_nothing(split: str, objects: list[int | None]) -> str | None:
-    """Say that a training has no object to learn from, whose datasets load them."""
-    if split == "train" and objects and None not in objects and not sum(objects):
-        return (
-            "train_dataloader has no annotation that is used, so that nothing can be learnt: "
-            "tools/misc/check_data.py tells why"
-        )
-    return None
+            objects.append(report.num_objects)
+            log_once(f"{key}: " + "; ".join(finding.text for finding in report.findings))
+        if split == "train" and objects and None not in objects and not sum(objects):
+            raise ConfigError(
+                "train_dataloader has no annotation that is used, so that nothing can be learnt: "
+                "tools/misc/check_data.py tells why"
+            )
 
 
 def inspect_data(
@@ -112,19 +77,20 @@ def inspect_data(
     seen: dict[str, str] = {}
     for split in splits:
         for key, dataset in iter_datasets(cfg, split):
-            report = DatasetReport(key, type_name(dataset))
             metrics = [*iter_evaluators(cfg.get(f"{split}_evaluator"))]
             first = seen.setdefault(f"{metrics} {_identify(dataset)}", key)
             if first == key:
-                report.findings = _inspect(cfg, split, key, dataset, num_workers, seen)
+                report = _inspect(cfg, split, key, dataset, num_workers, seen)
             else:
-                report.findings = [Finding(Level.FACT, f"the same as {first}")]
+                report = DatasetReport(key, type_name(dataset))
+                report.add(Level.FACT, f"the same as {first}")
             report.findings += _compare_evaluator(cfg, split, dataset)
             yield report
-    lines = [*_compare_parts(cfg, splits)]
-    if lines:
-        findings = [Finding(Level.REFUSAL, line) for line in lines]
-        yield DatasetReport(_MODEL_KEY, type_name(cfg.get("model")), findings)
+    report = DatasetReport("the config against itself", type_name(cfg.get("model")))
+    for line in _compare_parts(cfg, splits):
+        report.add(Level.REFUSAL, line)
+    if report.findings:
+        yield report
 
 
 def _identify(dataset: ConfigDict) -> str:
@@ -140,16 +106,16 @@ def _inspect(
     dataset: ConfigDict,
     num_workers: int | None,
     seen: dict[str, str],
-) -> list[Finding]:
-    checked = check_dataset(cfg, split, key, dataset)
-    if split == "train" and checked.num_objects == 0:
-        checked.add(Level.PROBLEM, "no annotation is used: there is nothing to learn")
+) -> DatasetReport:
+    report = check_dataset(cfg, split, key, dataset)
+    if split == "train" and report.num_objects == 0:
+        report.add(Level.PROBLEM, "no annotation is used: there is nothing to learn")
     first = seen.setdefault(f"images {_identify(dataset)}", key)
     if first == key:
-        _read_samples(cfg, split, dataset, checked, num_workers or os.cpu_count() or 1)
+        _read_samples(cfg, split, dataset, report, num_workers or os.cpu_count() or 1)
     else:
-        checked.add(Level.FACT, f"images as in {first}")
-    return checked.findings
+        report.add(Level.FACT, f"images as in {first}")
+    return report
 
 
 def _compare_parts(cfg: Config, splits: list[str]) -> Iterator[str]:
@@ -178,31 +144,31 @@ def _compare_evaluator(cfg: Config, split: str, dataset: ConfigDict) -> Iterator
 
 
 def _read_samples(
-    cfg: Config, split: str, dataset: ConfigDict, checked: Checked, num_workers: int
+    cfg: Config, split: str, dataset: ConfigDict, report: DatasetReport, num_workers: int
 ) -> None:
     """Read the images and label maps, and add what is found."""
-    if not checked.samples:
+    if not report.samples:
         return
     try:
-        reader = _build_reader(cfg, dataset, checked)
+        reader = _build_reader(cfg, dataset, report)
     except Exception as error:  # A pipeline may be wrong in many ways.
         reason = " ".join(str(error).split())
-        checked.add(Level.REFUSAL, f"its pipeline cannot be built: {reason}")
+        report.add(Level.REFUSAL, f"its pipeline cannot be built: {reason}")
         return
     seen = []
-    progress = ProgressBar(len(checked.samples), file=sys.stderr)
+    progress = ProgressBar(len(report.samples), file=sys.stderr)
     try:
-        for result in _read_all(reader, checked.samples, num_workers):
+        for result in _read_all(reader, report.samples, num_workers):
             seen.append(result)
             progress.update()
     except BrokenProcessPool:
-        path = checked.samples[len(seen)]["img_path"]
+        path = report.samples[len(seen)]["img_path"]
         text = f"reading {path} or one of the next images ends a process: is it too large?"
-        checked.add(Level.PROBLEM, text)
+        report.add(Level.PROBLEM, text)
     print(file=sys.stderr)
     for line in _list_problems(seen):
-        checked.add(Level.PROBLEM, line)
-    checked.findings += _describe_labels(seen, split, checked.dataset.metainfo.get("classes"))
+        report.add(Level.PROBLEM, line)
+    report.findings += _describe_labels(seen, split, report.dataset.metainfo.get("classes"))
 
 
 def _read_all(reader: SampleReader, samples: list[Sample], num_workers: int) -> Iterator[Seen]:
@@ -237,10 +203,10 @@ def _read(sample: Sample) -> Seen:
     return _READER[0](sample)
 
 
-def _build_reader(cfg: Config, dataset: ConfigDict, checked: Checked) -> SampleReader:
+def _build_reader(cfg: Config, dataset: ConfigDict, report: DatasetReport) -> SampleReader:
     """Build the steps of a dataset's pipeline that load; without any, those that are usual."""
-    has_objects = "instances" in checked.samples[0]
-    has_segments = "segments_info" in checked.samples[0]
+    has_objects = "instances" in report.samples[0]
+    has_segments = "segments_info" in report.samples[0]
     steps = [x for x in dataset.get("pipeline") or () if type_name(x).startswith("Load")]
     if not steps:
         labels = {"type": "mmseg.LoadAnnotations"}
@@ -253,7 +219,7 @@ def _build_reader(cfg: Config, dataset: ConfigDict, checked: Checked) -> SampleR
     labels = [step for name, step in built if "Annotation" in name]
     labels = [step for step in labels if getattr(step, "with_seg", True)]
     ignored = [node.get("ignore_index") for _, node in iter_nodes(cfg.get("model"))]
-    classes = checked.dataset.metainfo.get("classes")
+    classes = report.dataset.metainfo.get("classes")
     return SampleReader(
         load_image=images[0],
         load_labels=labels[0] if labels and not has_segments else None,

@@ -24,32 +24,46 @@ from slide_mm.data_checks.listed import describe_listed
 from slide_mm.data_checks.reasons import Reason
 from slide_mm.data_checks.samples import Sample, find_missing, sample_paths
 from slide_mm.engine.config import iter_evaluators, iter_nodes, type_name
-from slide_mm.engine.data_paths import dataset_paths, is_local, missing_path
+from slide_mm.engine.data_paths import find_missing_paths, is_local
 
 
 @dataclass
-class Checked:
-    """What is there of a dataset, its images unread.
+class DatasetReport:
+    """What is there of a dataset.
 
     Attributes:
+        key: Where the config describes it, such as ``train_dataloader.dataset``.
+        type: Its type.
         findings: What is to be said of it.
         dataset: The dataset, built without its annotations; None where that failed.
         samples: What it hands to its pipeline, without the objects.
         num_objects: How many objects it trains on; None where they aren't known or not loaded.
     """
 
+    key: str
+    type: str
     findings: list[Finding] = field(default_factory=list)
     dataset: Any = None
     samples: list[Sample] = field(default_factory=list)
     num_objects: int | None = None
+
+    @property
+    def facts(self) -> list[str]:
+        """Lines on what is there."""
+        return [finding.text for finding in self.findings if finding.level == Level.FACT]
+
+    @property
+    def problems(self) -> list[str]:
+        """Lines on what is missing, broken or at odds."""
+        return [finding.text for finding in self.findings if finding.level > Level.FACT]
 
     def add(self, level: Level, text: str) -> None:
         """Add a finding."""
         self.findings.append(Finding(level, text))
 
 
-def check_dataset(cfg: Config, split: str, key: str, config: ConfigDict) -> Checked:
-    """Look at a dataset's folders and annotations.
+def check_dataset(cfg: Config, split: str, key: str, config: ConfigDict) -> DatasetReport:
+    """Look at a dataset's folders and annotations, its images unread.
 
     Args:
         cfg: The config.
@@ -57,35 +71,28 @@ def check_dataset(cfg: Config, split: str, key: str, config: ConfigDict) -> Chec
         key: Where the config describes the dataset.
         config: Its part of the config.
     """
-    checked = Checked()
-    missing = dict(_find_missing_paths(key, config))
+    report = DatasetReport(key, type_name(config))
+    missing = find_missing_paths(key, config)
     for line in [missing["data_root"]] if "data_root" in missing else missing.values():
-        checked.add(Level.REFUSAL, line)
+        report.add(Level.REFUSAL, line)
     if {"data_root", "ann_file"} & set(missing):
-        return checked
+        return report
     try:
-        checked.dataset = build_dataset(cfg, config)
-        if not isinstance(checked.dataset, BaseDataset):
-            checked.add(Level.FACT, f"{len(checked.dataset)} samples, of a kind of its own")
-        elif is_coco(checked.dataset):
-            _check_coco(checked, cfg, split, config)
+        report.dataset = build_dataset(cfg, config)
+        if not isinstance(report.dataset, BaseDataset):
+            report.add(Level.FACT, f"{len(report.dataset)} samples, of a kind of its own")
+        elif is_coco(report.dataset):
+            _check_coco(report, cfg, split, config)
         elif not missing:
-            _check_listed(checked, config)
+            _check_listed(report, config)
     except Exception as error:  # Annotation files can be damaged in many ways.
         reason = " ".join(str(error).split())
         text = f"its annotations cannot be read: {type(error).__name__}: {reason}"
-        checked.add(Level.REFUSAL, text)
-        return checked
+        report.add(Level.REFUSAL, text)
+        return report
     if not missing:
-        _check_files(checked, split, config)
-    return checked
-
-
-def _find_missing_paths(key: str, config: ConfigDict) -> Iterator[tuple[str, str]]:
-    for name, path in dataset_paths(config):
-        line = missing_path(path, f"{key}.{name}", f"{key}.data_root")
-        if line:
-            yield name, line
+        _check_files(report, split, config)
+    return report
 
 
 def build_dataset(cfg: Config, config: ConfigDict) -> Any:
@@ -149,20 +156,20 @@ def loads_objects(config: ConfigDict) -> bool:
     return any("Annotations" in name and "Empty" not in name for name in names)
 
 
-def _check_coco(checked: Checked, cfg: Config, split: str, config: ConfigDict) -> None:
-    dataset = checked.dataset
+def _check_coco(report: DatasetReport, cfg: Config, split: str, config: ConfigDict) -> None:
+    dataset = report.dataset
     reading = describe_reading(dataset, config)
     with get_local_path(dataset.ann_file, backend_args=dataset.backend_args) as path:
         file = read_coco(path)
     usage = find_usage(file, reading)
     is_v1 = any(kind.__name__ == "LVISV1Dataset" for kind in type(dataset).__mro__)
     name_key = "coco_url" if is_v1 else "file_name"
-    checked.findings += describe_usage(dataset.ann_file, file, usage, reading, name_key)
-    checked.findings += _check_metrics(cfg, split, dataset, file, usage)
+    report.findings += describe_usage(dataset.ann_file, file, usage, reading, name_key)
+    report.findings += _check_metrics(cfg, split, dataset, file, usage)
     if loads_objects(config):
-        checked.num_objects = int(usage.used.sum())
-    if all(finding.level < Level.REFUSAL for finding in checked.findings):
-        checked.samples = list(_list_samples(dataset, file, usage, reading, name_key))
+        report.num_objects = int(usage.used.sum())
+    if all(finding.level < Level.REFUSAL for finding in report.findings):
+        report.samples = list(_list_samples(dataset, file, usage, reading, name_key))
 
 
 def _check_metrics(
@@ -241,22 +248,21 @@ def _file_name(name: str, reading: Reading, name_key: str) -> str:
     return name[-16:] if reading.all_categories and name.startswith("COCO") else name
 
 
-def _check_listed(checked: Checked, config: ConfigDict) -> None:
+def _check_listed(report: DatasetReport, config: ConfigDict) -> None:
     """What a dataset of another kind lists itself."""
-    dataset = checked.dataset
+    dataset = report.dataset
     dataset.data_list = listed = dataset.load_data_list()
     dataset.data_list = used = dataset.filter_data()
     if dataset._indices is not None:
         used = dataset._get_unserialized_subset(dataset._indices)
-    classes = dataset.metainfo.get("classes") or ()
-    findings, num_objects = describe_listed(listed, used, classes)
-    checked.findings += findings
-    checked.num_objects = num_objects if loads_objects(config) else None
-    checked.samples = [
+    findings, num_objects = describe_listed(listed, used, dataset.metainfo.get("classes") or ())
+    report.findings += findings
+    report.num_objects = num_objects if loads_objects(config) else None
+    report.samples = [
         {**sample, "instances": []} if "instances" in sample else sample for sample in used
     ]
     if not listed:
-        checked.add(Level.REFUSAL, f"it lists no images{_explain_suffix(dataset, 'img_suffix')}")
+        report.add(Level.REFUSAL, f"it lists no images{_explain_suffix(dataset, 'img_suffix')}")
 
 
 def _explain_suffix(dataset: BaseDataset, name: str) -> str:
@@ -270,24 +276,24 @@ def _explain_suffix(dataset: BaseDataset, name: str) -> str:
     return f": {name} is {suffix!r}, and {folder} has files in {list_some(names) or 'no suffix'}"
 
 
-def _check_files(checked: Checked, split: str, config: ConfigDict) -> None:
+def _check_files(report: DatasetReport, split: str, config: ConfigDict) -> None:
     """Whether every image and label map is there."""
-    dataset = checked.dataset
+    dataset = report.dataset
     backend = (config.get("backend_args") or {}).get("backend", "local")
-    paths = [path for sample in checked.samples for path in sample_paths(sample)]
+    paths = [path for sample in report.samples for path in sample_paths(sample)]
     if backend != "local" or not all(isinstance(path, str) and is_local(path) for path in paths):
         return
     missing = find_missing(paths)
     if not missing:
         return
     absent = set(missing)
-    checked.samples = [x for x in checked.samples if not absent & set(sample_paths(x))]
+    report.samples = [x for x in report.samples if not absent & set(sample_paths(x))]
     others = [path for path in missing if os.path.exists(path)]
     if others:  # Loading would wait for what comes out of a pipe.
-        checked.add(Level.REFUSAL, f"{others[0]} is a folder, a pipe or a device: put a file there")
+        report.add(Level.REFUSAL, f"{others[0]} is a folder, a pipe or a device: put a file there")
         return
     # A training passes over them, as long as there are others.
-    level = Level.PROBLEM if split == "train" and checked.samples else Level.REFUSAL
-    hint = "" if checked.samples else _explain_suffix(dataset, "seg_map_suffix")
+    level = Level.PROBLEM if split == "train" and report.samples else Level.REFUSAL
+    hint = "" if report.samples else _explain_suffix(dataset, "seg_map_suffix")
     text = f"{len(missing)} of {len(paths)} files do not exist: {list_some(missing)}{hint}"
-    checked.add(level, f"{missing[0]} does not exist" if len(missing) == 1 and not hint else text)
+    report.add(level, f"{missing[0]} does not exist" if len(missing) == 1 and not hint else text)
