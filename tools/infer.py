@@ -3,6 +3,7 @@
 import argparse
 
 from slide_mm.engine import exit_on_user_error
+from slide_mm.engine.command_line import make_parser
 from slide_mm.inference import infer
 
 EXAMPLE = """example:
@@ -15,9 +16,7 @@ Images far larger than those of the training are predicted tile by tile.
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="weights of the config's model")
     parser.add_argument(

@@ -1,10 +1,9 @@
 """Test a checkpoint of a detector or segmentor on the test set of its config."""
 
-import argparse
-import os
+from typing import Any
 
 from slide_mm.engine import exit_on_user_error, test
-from slide_mm.engine.config import OptionAction
+from slide_mm.engine.command_line import make_parser, parse_run
 
 EXAMPLE = """example:
   python tools/test.py configs/demo/mask-rcnn_slide-pvtv2-b0_fpn_demo.py \\
@@ -12,10 +11,8 @@ EXAMPLE = """example:
 """
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args() -> dict[str, Any]:
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="weights of the config's model")
     parser.add_argument(
@@ -37,31 +34,12 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="test-time augmentation: the config's own, or else the image and its mirror image",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=OptionAction,
-        metavar="KEY=VALUE",
-        help="override config values, such as test_dataloader.num_workers=0 or key='[a,b]'",
-    )
-    parser.add_argument(
-        "--launcher",
-        choices=("none", "pytorch", "slurm", "mpi"),
-        default="none",
-        help="who started the processes of a distributed test",
-    )
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parse_run(parser, "test", "test_dataloader.num_workers=0")
 
 
 def main() -> None:
     with exit_on_user_error():
-        args = vars(parse_args())
-        # Older launchers hand the local rank over as an argument; MMEngine reads the environment.
-        local_rank = args.pop("local_rank")
-        if local_rank is not None:
-            os.environ.setdefault("LOCAL_RANK", str(local_rank))
-        test(**args)
+        test(**parse_args())
 
 
 if __name__ == "__main__":

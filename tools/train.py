@@ -1,20 +1,17 @@
 """Train the detector or segmentor of a config."""
 
-import argparse
-import os
+from typing import Any
 
 from slide_mm.engine import exit_on_user_error, train
-from slide_mm.engine.config import OptionAction
+from slide_mm.engine.command_line import make_parser, parse_run
 
 EXAMPLE = """example:
   python tools/train.py configs/demo/mask-rcnn_slide-pvtv2-b0_fpn_demo.py --work-dir work_dirs/demo
 """
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args() -> dict[str, Any]:
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("config", help="config file")
     parser.add_argument(
         "--work-dir",
@@ -43,31 +40,12 @@ def parse_args() -> argparse.Namespace:
         action="store_false",
         help="train without validation",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=OptionAction,
-        metavar="KEY=VALUE",
-        help="override config values, such as train_dataloader.batch_size=4 or key='[a,b]'",
-    )
-    parser.add_argument(
-        "--launcher",
-        choices=("none", "pytorch", "slurm", "mpi"),
-        default="none",
-        help="who started the processes of a distributed training",
-    )
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parse_run(parser, "training", "train_dataloader.batch_size=4")
 
 
 def main() -> None:
     with exit_on_user_error():
-        args = vars(parse_args())
-        # Older launchers hand the local rank over as an argument; MMEngine reads the environment.
-        local_rank = args.pop("local_rank")
-        if local_rank is not None:
-            os.environ.setdefault("LOCAL_RANK", str(local_rank))
-        train(**args)
+        train(**parse_args())
 
 
 if __name__ == "__main__":

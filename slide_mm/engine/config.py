@@ -2,12 +2,11 @@
 
 import copy
 import os
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 
 from slide_mm.engine.reporting import ConfigError, log_once
 
@@ -48,30 +47,6 @@ def load_config(
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", path.stem)
     return cfg
-
-
-class OptionAction(DictAction):
-    """What ``--cfg-options`` does with its values; refuses what isn't ``KEY=VALUE``.
-
-    Raises:
-        ConfigError: If a value has no ``=``, or its brackets don't match.
-    """
-
-    def __call__(
-        self,
-        parser: ArgumentParser,
-        namespace: Namespace,
-        values: Sequence[str],
-        option_string: str | None = None,
-    ) -> None:
-        """Merge values such as ``'a.b=[1,2]'`` into the namespace's dict."""
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError) as error:
-            given = " ".join(values)
-            raise ConfigError(
-                f"{option_string} {given} cannot be read: give KEY=VALUE, with brackets in pairs"
-            ) from error
 
 
 def require_keys(cfg: Config, purpose: str, *keys: str) -> None:

@@ -14,6 +14,7 @@ from slide_mm.analysis.attention_benchmark import (
 from slide_mm.analysis.attention_contenders import Shape, list_contenders, parse_shape
 from slide_mm.analysis.benchmark import add_benchmark_options, run_benchmark
 from slide_mm.engine import ConfigError, exit_on_user_error
+from slide_mm.engine.command_line import make_parser
 
 EXAMPLE = """example:
   python tools/analysis_tools/benchmark_attention.py --shapes A 2x64x64x4x32 --threads 2
@@ -21,9 +22,7 @@ EXAMPLE = """example:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     shapes = ", ".join(f"{name} is {shape}" for name, shape in SHAPES.items())
     parser.add_argument(
         "--shapes",

@@ -11,6 +11,7 @@ from slide_mm.analysis.backbone_benchmark import (
 )
 from slide_mm.analysis.benchmark import add_benchmark_options, run_benchmark
 from slide_mm.engine import ConfigError, exit_on_user_error
+from slide_mm.engine.command_line import make_parser
 
 EXAMPLE = """example:
   python tools/analysis_tools/benchmark_backbones.py --families swin --sizes 512x512 800x1280
@@ -18,9 +19,7 @@ EXAMPLE = """example:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument(
         "--families",
         nargs="+",

@@ -7,6 +7,7 @@ import argparse
 
 from slide_mm.analysis.local_attention.check import check_local_attention
 from slide_mm.engine import ConfigError, exit_on_user_error
+from slide_mm.engine.command_line import make_parser
 
 EXAMPLE = """example:
   python tools/analysis_tools/check_local_attention.py \\
@@ -15,9 +16,7 @@ EXAMPLE = """example:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("config", help="config of a detector or segmentor whose backbone slides")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights of the config's model")
     parser.add_argument(

@@ -5,6 +5,7 @@ import json
 
 from slide_mm.analysis.complexity import get_flops
 from slide_mm.engine import exit_on_user_error
+from slide_mm.engine.command_line import make_parser
 
 EXAMPLE = """example:
   python tools/analysis_tools/get_flops.py configs/slide_pvt/mask-rcnn_slide-pvt-t_fpn_1x_coco.py \\
@@ -13,9 +14,7 @@ EXAMPLE = """example:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("config", help="config file")
     parser.add_argument(
         "--shape",

@@ -7,6 +7,7 @@ import argparse
 
 from slide_mm.analysis.logs import plot_logs
 from slide_mm.engine import exit_on_user_error
+from slide_mm.engine.command_line import make_parser
 
 EXAMPLE = """example:
   python tools/analysis_tools/plot_logs.py work_dirs/demo/detection --out curves.png
@@ -18,9 +19,7 @@ EXAMPLE = """example:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument(
         "runs",
         nargs="+",

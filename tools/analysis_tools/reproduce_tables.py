@@ -20,6 +20,7 @@ from slide_mm.analysis import (
     group_by_readme,
     list_configs,
 )
+from slide_mm.engine.command_line import make_parser
 
 EXAMPLE = """example:
   python tools/analysis_tools/reproduce_tables.py --table coco --json counts.json
@@ -28,9 +29,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("--table", choices=TABLES, help="only this table (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the exact counts, too")
     return parser.parse_args()

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from slide_mm.engine import exit_on_user_error, format_data_report, inspect_data
-from slide_mm.engine.config import OptionAction
+from slide_mm.engine.command_line import add_cfg_options, make_parser
 
 EXAMPLE = """example:
   python tools/misc/check_data.py configs/slide_pvt/mask-rcnn_slide-pvt-t_fpn_1x_coco.py
@@ -14,17 +14,9 @@ The exit code is 0 where all is well, and 1 otherwise.
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("config", help="config file")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=OptionAction,
-        metavar="KEY=VALUE",
-        help="override config values, such as train_dataloader.dataset.data_root=/data/coco/",
-    )
+    add_cfg_options(parser, "train_dataloader.dataset.data_root=/data/coco/")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that read (default: one a core)"
     )

@@ -4,7 +4,7 @@ import argparse
 
 from slide_mm.checkpoints import MIN_COVERAGE, SOURCES
 from slide_mm.engine import exit_on_user_error
-from slide_mm.engine.config import OptionAction
+from slide_mm.engine.command_line import OptionAction
 from slide_mm.engine.conversion import ARCHS, FORMATS, convert_checkpoint
 
 EXAMPLE = """example:
