@@ -66,11 +66,7 @@ def require_keys(cfg: Config, purpose: str, *keys: str) -> None:
 
 
 def type_name(node: Any) -> str:
-    """Name of a config's ``type``, without its scope; new-style configs give the class itself.
-
-    Returns:
-        The name, ``''`` where there is none.
-    """
+    """Name of a config's ``type``, without its scope, or ``''``; it may be the class itself."""
     kind = node.get("type") if isinstance(node, dict) else None
     name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
     return name.rpartition(".")[2]
@@ -132,16 +128,8 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def disable_validation(cfg: Config) -> None:
-    """Train without the validation loop."""
-    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-
-
 def get_task(cfg: Config) -> str:
-    """Say whether a config is for detection or for segmentation.
-
-    Returns:
-        ``'mmdet'`` or ``'mmseg'``.
+    """``'mmdet'`` for a config of detection, ``'mmseg'`` for one of segmentation.
 
     Raises:
         ConfigError: If its ``default_scope`` is neither.

@@ -18,23 +18,12 @@ from torch import Tensor, nn
 from slide_mm.engine.config import iter_nodes, type_name
 from slide_mm.engine.data_paths import iter_datasets
 from slide_mm.engine.preflight import image_channels
-from slide_mm.engine.reporting import ConfigError
 
 # A side that all usual strides divide, and that costs little.
 _IMAGE_SIZE = 256
 # Heads that tell apart something else than the dataset's classes.
 _OTHER_HEADS = ("FusedSemanticHead", "STDCHead")
 _HOOKS = ("default_hooks", "custom_hooks")
-
-
-def check_consistency(cfg: Config, model: nn.Module, splits: Sequence[str]) -> None:
-    """Refuse a config whose parts don't agree; see :func:`find_inconsistencies`.
-
-    Raises:
-        ConfigError: With the first disagreement.
-    """
-    for line in find_inconsistencies(cfg, model, splits):
-        raise ConfigError(line)
 
 
 def find_inconsistencies(cfg: Config, model: nn.Module, splits: Sequence[str]) -> Iterator[str]:

@@ -67,15 +67,7 @@ def dataset_paths(dataset: ConfigDict) -> Iterator[tuple[str, str]]:
 
 
 def find_missing_paths(key: str, dataset: ConfigDict) -> dict[str, str]:
-    """Say which paths of a dataset don't exist, and what to do.
-
-    Args:
-        key: Where the config describes the dataset; begins with the split.
-        dataset: Its part of the config.
-
-    Returns:
-        A line for each, by its key in the dataset.
-    """
+    """Say which paths of a dataset don't exist, and what to do: a line by the path's own key."""
     lines = {
         name: _tell_missing(path, f"{key}.{name}", f"{key}.data_root")
         for name, path in dataset_paths(dataset)

@@ -33,21 +33,16 @@ def check_launcher(launcher: str) -> None:
             f"--launcher {launcher} needs GPUs: without them use --launcher pytorch, as "
             "tools/dist_train.sh and tools/dist_test.sh do"
         )
-    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if get_device() == "cuda" and num_local > torch.cuda.device_count():
+    num_local, num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if get_device() == "cuda" and num_local > num_gpus:
         raise ConfigError(
-            f"{num_local} processes on this machine need as many GPUs, and "
-            f"{torch.cuda.device_count()} can be seen: start fewer, or check CUDA_VISIBLE_DEVICES"
+            f"{num_local} processes on this machine need as many GPUs, and {num_gpus} can be seen: "
+            "start fewer, or check CUDA_VISIBLE_DEVICES"
         )
 
 
 def find_unused_for_ddp(cfg: Config, model: nn.Module) -> None:
-    """Let a distributed training pass over parameters that get no gradient.
-
-    Args:
-        cfg: The config; may be changed.
-        model: Its model.
-    """
+    """Let a distributed training of a config's model pass over parameters without a gradient."""
     if cfg.launcher == "none":
         return
     unused = find_unused_parameters(model)

@@ -6,12 +6,16 @@ import textwrap
 from collections.abc import Iterator
 from traceback import extract_tb, walk_tb
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from slide_mm.engine.config import iter_nodes, type_name
-from slide_mm.engine.loader_errors import read_loader_error
 
 _MAX_LENGTH = 400
+# A call in the text that PyTorch makes of an exception in a loader's process.
+_FRAME = re.compile(
+    r'^ +File "(.+)", line (\d+), in .*\n(?: +(?!File ")(.*)\n)?(?: (?! *File ").*\n)*',
+    flags=re.MULTILINE,
+)
 # Frames in these say where a mistake came out, not where it was made.
 _FOREIGN = re.compile(rf"(?:torch|mmengine\.registry|{'|'.join(sys.stdlib_module_names)})(?:\.|$)")
 
@@ -43,6 +47,35 @@ def explain(error: BaseException, cfg: Any = None) -> str:
     for module, number in (own or places)[-1:]:
         line += f" (in {module}:{number})"
     return line
+
+
+class LoaderError(NamedTuple):
+    """An exception of a loader's process.
+
+    Attributes:
+        kind: Name of its class.
+        message: What it says.
+        calls: File, line and source of each call, innermost last.
+    """
+
+    kind: str
+    message: str
+    calls: list[tuple[str, int, str]]
+
+
+def read_loader_error(error: BaseException) -> LoaderError | None:
+    """Find the exception of a loader's process in the one that stands for it here.
+
+    Returns:
+        None if there is no such exception.
+    """
+    text = f"{error}\n"
+    frames = list(_FRAME.finditer(text))
+    if "Original Traceback (most recent call last):" not in text or not frames:
+        return None
+    kind, _, message = " ".join(text[frames[-1].end() :].split()).partition(": ")
+    calls = [(path, int(line), source or "") for path, line, source in _FRAME.findall(text)]
+    return LoaderError(kind.rpartition(".")[2], message, calls)
 
 
 def _from_hook(error: BaseException) -> BaseException:

@@ -18,9 +18,8 @@ from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader
 
 from slide_mm.checkpoints import CheckpointError
-from slide_mm.engine.explaining import explain
+from slide_mm.engine.explaining import explain, read_loader_error
 from slide_mm.engine.footprint import Footprint
-from slide_mm.engine.loader_errors import plain_message, read_loader_error
 from slide_mm.engine.locking import WorkDirTakenError
 from slide_mm.engine.outputs import make_folder
 from slide_mm.engine.preflight import silence_log
@@ -46,9 +45,6 @@ class FirstIteration(Hook):
     @contextmanager
     def leave_nothing_in(self, *folders: str | None) -> Iterator[None]:
         """Make the folders that the run writes to; restore them if it doesn't come so far.
-
-        Args:
-            folders: The folders; None is passed over.
 
         Raises:
             ConfigError: If one of them can't be written to.
@@ -119,9 +115,10 @@ def first_iteration() -> Iterator[FirstIteration]:
     except CheckpointError:
         raise
     except ConfigError as error:
-        if not read_loader_error(error):
+        inner = read_loader_error(error)
+        if not inner:
             raise
-        raise ConfigError(plain_message(error)) from error
+        raise ConfigError(inner.message) from error
     except Exception as error:
         if first.is_over:
             raise
@@ -151,10 +148,6 @@ def try_evaluation(runner: Runner, loop: BaseLoop) -> None:
     """Take one batch through a validation or a test, and through the metrics that allow it.
 
     Neither logs nor random states nor the weights' statistics show it afterwards.
-
-    Args:
-        runner: The runner, before its first iteration.
-        loop: Its loop for validation or testing.
     """
     loader = loop.dataloader
     if not hasattr(loop, "run_iter") or not hasattr(loader.dataset, "__len__"):

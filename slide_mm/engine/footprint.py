@@ -13,11 +13,8 @@ _MAX_KEPT_BYTES = 1 << 20
 class Footprint:
     """What a folder holds before a run, to be restored where the run comes to nothing.
 
-    What lies directly in the folder is remembered: its small files with what they hold, and of all
-    else the name.
-
-    Args:
-        folder: Where the run will write. It need not exist.
+    What lies directly in the folder, which need not exist, is remembered: its small files with what
+    they hold, and of all else the name.
 
     Raises:
         ConfigError: If it can't be written to.

@@ -21,9 +21,6 @@ class WorkDirLock:
 
     The folder itself is locked, so that no file is left. Only the first process of a distributed
     training takes it. Where the system or its disk has no locks, nothing is held.
-
-    Args:
-        work_dir: The folder.
     """
 
     def __init__(self, work_dir: str | Path) -> None:

@@ -4,12 +4,7 @@ from collections.abc import Sequence
 
 
 def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Lay cells out as a table in Markdown whose columns line up in a terminal too.
-
-    Args:
-        header: Names of the columns.
-        lines: One cell for each column.
-    """
+    """Lay cells out as a table in Markdown whose columns line up in a terminal too."""
     columns = zip(header, *lines, strict=True)
     widths = [max(3, *(len(cell) for cell in column)) for column in columns]
     rule = ["-" * width for width in widths]

@@ -61,11 +61,9 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: str | Path, suffix: str) -> None:
-    """Remove what :func:`write_atomically` has left of files where its process was killed.
+    """Remove what :func:`write_atomically` has left of files such as ``.pth``, when killed.
 
-    Args:
-        folder: The folder; nobody else may be writing there.
-        suffix: End of the files' names, such as ``'.pth'``.
+    Nobody else may be writing to the folder.
     """
     for path in Path(folder).glob(f".*.*{suffix}"):
         if re.fullmatch(rf"\..+\.\d+{re.escape(suffix)}", path.name):

@@ -7,11 +7,11 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 from slide_mm.engine.amp import adapt_amp_to_device
 from slide_mm.engine.checkpoint_hook import save_checkpoints_whole
 from slide_mm.engine.config import (
-    disable_validation,
     draw_predictions,
     drop_worker_options,
     enable_amp,
@@ -22,7 +22,7 @@ from slide_mm.engine.config import (
     require_keys,
     write_predictions,
 )
-from slide_mm.engine.consistency import check_consistency
+from slide_mm.engine.consistency import find_inconsistencies
 from slide_mm.engine.data_paths import check_data
 from slide_mm.engine.data_report import check_annotations
 from slide_mm.engine.distributed import (
@@ -36,6 +36,7 @@ from slide_mm.engine.loading import tell_broken_files
 from slide_mm.engine.locking import WorkDirLock
 from slide_mm.engine.preflight import check_model
 from slide_mm.engine.randomness import make_repeatable
+from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.resuming import set_resume
 from slide_mm.engine.weights import check_checkpoint
 
@@ -78,7 +79,7 @@ def train(
         if auto_scale_lr:
             enable_auto_scale_lr(cfg)
         if not validate:
-            disable_validation(cfg)
+            cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
         check_data(cfg, ("train", "val"))
         check_annotations(cfg, ("train", "val"))
         with WorkDirLock(cfg.work_dir) as lock, first.leave_nothing_in(cfg.work_dir):
@@ -89,8 +90,7 @@ def train(
 
 def _train(cfg: Config, resume: str | None, first: FirstIteration) -> None:
     asked = copy.deepcopy(cfg)
-    model = check_model(cfg, pretrained=True)
-    check_consistency(cfg, model, ("train", "val"))
+    model = _check_model(cfg, "train", "val")
     meta = set_resume(cfg, resume, model)
     if meta is None:
         check_checkpoint(cfg, model, whole=False)
@@ -104,6 +104,13 @@ def _train(cfg: Config, resume: str | None, first: FirstIteration) -> None:
     adapt_amp_to_device(cfg)
     prepare_for_cpu(cfg)
     _build_runner(cfg, asked, first).train()
+
+
+def _check_model(cfg: Config, *splits: str) -> nn.Module:
+    model = check_model(cfg, pretrained="train" in splits)
+    for line in find_inconsistencies(cfg, model, splits):
+        raise ConfigError(line)
+    return model
 
 
 def _build_runner(cfg: Config, asked: Config, first: FirstIteration) -> Runner:
@@ -169,8 +176,7 @@ def test(
 
 def _test(cfg: Config, tta: bool, first: FirstIteration) -> dict[str, float]:
     asked = copy.deepcopy(cfg)
-    model = check_model(cfg, pretrained=False)
-    check_consistency(cfg, model, ("test",))
+    model = _check_model(cfg, "test")
     check_checkpoint(cfg, model, whole=True)
     del model
 

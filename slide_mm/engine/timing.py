@@ -52,20 +52,16 @@ def measure_times(
         for name, run in runs.items():
             if len(times[name]) == wanted[name]:
                 continue
-            seconds = _time_once(run, device)
+            synchronize(device)
+            start = time.perf_counter()
+            run()
+            synchronize(device)
+            seconds = time.perf_counter() - start
             if number > 0:
                 times[name].append(1e3 * seconds)
             elif seconds > _SLOW:
                 wanted[name] = min(rounds, _SLOW_ROUNDS)
     return {name: spread_of(values) for name, values in times.items()}
-
-
-def _time_once(run: Callable[[], Any], device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    run()
-    synchronize(device)
-    return time.perf_counter() - start
 
 
 def synchronize(device: torch.device) -> None:
@@ -92,6 +88,8 @@ def forward_of(function: Callable[[], Any]) -> Callable[[], None]:
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """What the figures depend on."""
+    on_cpu = device.type == "cpu"
+    device_name = "cpu" if on_cpu else torch.get_device_module(device).get_device_name(device)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "slide_mm": __version__,
@@ -101,7 +99,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": str(device) if device.type == "cpu" else _device_name(device),
+        "device": device_name,
         "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }
 
@@ -111,7 +109,3 @@ def _processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.get_device_module(device).get_device_name(device)

@@ -47,9 +47,7 @@ def read_checkpoints_safely() -> None:
 def load_from_slide_mm(path: str, map_location: Any = None) -> dict[str, Any]:
     """Read a checkpoint for MMEngine, or hand on what :func:`check_checkpoint` has read.
 
-    Args:
-        path: See :func:`~slide_mm.checkpoints.read_checkpoint`.
-        map_location: Isn't used: what takes the tensors copies them to where it is.
+    What takes the tensors copies them to where it is: ``map_location`` isn't used.
 
     Returns:
         ``state_dict``, ``meta``, and what else the file holds that is plain.
@@ -120,12 +118,7 @@ def check_checkpoint(cfg: Config, model: nn.Module, whole: bool) -> dict[str, An
 
 
 def load_weights(cfg: Config, model: nn.Module, checkpoint: str) -> None:
-    """Check a checkpoint of a config's model, and load it.
-
-    Args:
-        cfg: The config, whose ``load_from`` is set.
-        model: Its model.
-        checkpoint: See :func:`~slide_mm.checkpoints.read_checkpoint`.
+    """Check a checkpoint of a config's model, and load it; ``load_from`` is set to it.
 
     Raises:
         CheckpointError: See :func:`check_checkpoint`.
