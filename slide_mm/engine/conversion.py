@@ -1,7 +1,6 @@
 """Converting checkpoints."""
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from slide_mm.checkpoints import (
     get_state_dict,
     read_checkpoint,
 )
+from slide_mm.engine.outputs import write_atomically
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
 
@@ -97,17 +97,14 @@ def _build_on_meta(arch: str, options: Mapping[str, Any]) -> nn.Module:
 def _write(
     weights: Mapping[str, Tensor], path: Path, file_format: str | None, meta: Mapping[str, str]
 ) -> None:
-    """Write beside the destination and move, so that there is a whole file or none."""
     if file_format is None:
         file_format = "safetensors" if path.suffix == ".safetensors" else "pth"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as workspace:
-            written = Path(workspace, path.name)
+        with write_atomically(path) as file:
             if file_format == "safetensors":
-                safetensors.torch.save_file(dict(weights), written, {"format": "pt", **meta})
+                safetensors.torch.save_file(dict(weights), file, {"format": "pt", **meta})
             else:
-                torch.save({"state_dict": dict(weights), "meta": dict(meta)}, written)
-            written.replace(path)
+                torch.save({"state_dict": dict(weights), "meta": dict(meta)}, file)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise ConfigError(f"{path} cannot be written: {error}") from error
