@@ -4,11 +4,12 @@ import argparse
 import gc
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,12 +102,9 @@ def _resident(key: str) -> int:
     raise KeyError(key)
 
 
-def fit_exponent(sizes: Iterable[float], values: Iterable[float]) -> float:
+def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """Exponent e of the power law c * size**e that lies nearest to the values, by logarithms."""
-    x = torch.tensor(list(sizes), dtype=torch.float64).log()
-    y = torch.tensor(list(values), dtype=torch.float64).log()
-    x, y = x - x.mean(), y - y.mean()
-    return (x @ y / (x @ x)).item()
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 class Rates(NamedTuple):
@@ -175,7 +173,14 @@ def run_benchmark(
     Raises:
         ConfigError: If an option is wrong; nothing has been measured then.
     """
-    device = _check_options(args)
+    for name in ("rounds", "threads"):
+        number = getattr(args, name)
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name} is {number}: give a positive number")
+    check_output(args.out, PICTURES)
+    if args.json:
+        check_output(args.json)
+    device = check_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     report = measure(device)
@@ -187,14 +192,3 @@ def run_benchmark(
         with write_atomically(args.json) as file:
             file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         print(f"figures: {args.json}")
-
-
-def _check_options(args: argparse.Namespace) -> torch.device:
-    for name in ("rounds", "threads"):
-        number = getattr(args, name)
-        if number is not None and number < 1:
-            raise ConfigError(f"--{name} is {number}: give a positive number")
-    check_output(args.out, PICTURES)
-    if args.json:
-        check_output(args.json)
-    return check_device(args.device)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from slide_mm.analysis.local_attention.photographs import Photograph
-from slide_mm.analysis.local_attention.section import Picture, Section
+from slide_mm.analysis.local_attention.section import Picture, Section, make_grid
 from slide_mm.layers import Block, SlideAttention
 from slide_mm.models.backbone import HierarchicalBackbone
 from slide_mm.ops import slide_attention_weights
@@ -161,18 +161,14 @@ def _draw_photograph(
     described: Mapping[str, Any],
     name: str,
 ) -> list[Picture]:
-    entropy = _plot_entropy(photograph, blocks)
-    wins = _plot_wins(described)
+    points = f"{photograph.name}: points of interest, and mean entropy"
+    shares = (
+        f"{photograph.name}: how often each tap has the largest weight, %; rows of a square go "
+        "down the image"
+    )
     pictures = [
-        Picture(
-            f"{name}_entropy", f"{photograph.name}: points of interest, and mean entropy", entropy
-        ),
-        Picture(
-            f"{name}_wins",
-            f"{photograph.name}: how often each tap has the largest weight, %; rows of a square "
-            "go down the image",
-            wins,
-        ),
+        Picture(f"{name}_entropy", points, _plot_entropy(photograph, blocks)),
+        Picture(f"{name}_wins", shares, _plot_wins(described)),
     ]
     for number, point in enumerate(photograph.points, start=1):
         figure = _plot_point(photograph, blocks, point)
@@ -186,10 +182,7 @@ def _plot_entropy(photograph: Photograph, blocks: Sequence[BlockWeights]) -> Fig
     columns = 2 if width > height else 3
     rows = -(-(len(blocks) + 1) // columns)
     panel_height = 12 / columns * height / width + 0.4
-    figure = Figure(figsize=(12, rows * panel_height + 0.8), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set_axis_off()
+    figure, axes = make_grid(rows, columns, (12, rows * panel_height + 0.8))
     first, *others = axes.flat
     first.imshow(photograph.pixels)
     first.set_title("points of interest")
@@ -215,10 +208,8 @@ def _plot_entropy(photograph: Photograph, blocks: Sequence[BlockWeights]) -> Fig
 
 def _plot_wins(described: Mapping[str, Any]) -> Figure:
     columns = max(len(x["wins"]) for x in described.values())
-    figure = Figure(figsize=(max(5, 1.9 * columns + 1), 2.1 * len(described)), layout="constrained")
-    axes = figure.subplots(len(described), columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set_axis_off()
+    size = (max(5, 1.9 * columns + 1), 2.1 * len(described))
+    figure, axes = make_grid(len(described), columns, size)
     for row, (name, x) in zip(axes, described.items(), strict=True):
         for head, (panel, wins) in enumerate(zip(row, x["wins"], strict=False), start=1):
             size = math.isqrt(len(wins))
@@ -237,10 +228,8 @@ def _plot_point(
     photograph: Photograph, blocks: Sequence[BlockWeights], point: tuple[int, int]
 ) -> Figure:
     columns = max(block.weights.shape[2] for block in blocks)
-    figure = Figure(figsize=(max(5, 1.9 * columns + 1), 2.1 * len(blocks)), layout="constrained")
-    axes = figure.subplots(len(blocks), columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set_axis_off()
+    size = (max(5, 1.9 * columns + 1), 2.1 * len(blocks))
+    figure, axes = make_grid(len(blocks), columns, size)
     at_point = [block.weights[_token_of(block, point)] for block in blocks]
     high = max(weights.max().item() for weights in at_point)
     for row, block, weights in zip(axes, blocks, at_point, strict=True):

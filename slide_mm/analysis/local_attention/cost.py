@@ -1,16 +1,10 @@
-"""Time, memory and operations of a backbone and its stages, by the size of the image."""
+"""What backbones and their stages cost, by the size of the image."""
 
-import copy
-import ctypes
 import itertools
 import math
 import pickle
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,24 +13,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import nn
 
-from slide_mm.analysis.benchmark import (
-    fit_exponent,
-    read_peak,
-    reset_peak,
-    run_in_fresh_process,
+from slide_mm.analysis.benchmark import fit_exponent
+from slide_mm.analysis.local_attention.measuring import (
+    BACKBONE,
+    ROUNDS,
+    SLOW_ROUNDS,
+    SLOWEST_ROUNDS,
+    count_parts,
+    measure_forward,
+    run_if_it_fits,
 )
-from slide_mm.analysis.complexity import counting_flops
-from slide_mm.analysis.local_attention.section import Picture, Section
-from slide_mm.analysis.local_attention.stages import stages_of
-from slide_mm.engine.timing import spread_of, synchronize
+from slide_mm.analysis.local_attention.section import Picture, Section, make_grid
 
-# Times that each size runs after the run that doesn't count, and those above one and ten seconds.
-ROUNDS, SLOW_ROUNDS, SLOWEST_ROUNDS = 7, 3, 1
-BACKBONE = "backbone"
 QUANTITIES = {"ms": "time, ms", "mib": "peak memory, MiB", "flops": "operations, G multiply-adds"}
-_WARM_UP_SIDE = 64
-# A name, the module that runs first and the one that runs last.
-_Part = tuple[str, nn.Module, nn.Module]
 # Ratios nearer to 1 than this are taken for equal: stages that are the same have differed so much.
 _NOISE = {"ms": 0.1, "mib": 0.2, "flops": 0.0}
 _TEXT = """\
@@ -48,16 +37,6 @@ in passes of their own, as a block may work on its map in bands unless its layer
 Operations are counted as for the paper's tables. An exponent e says that cost grows as pixels \
 to the power of e, fitted by least squares of logarithms over all sizes that ran; 1 is linear, 2 \
 is quadratic. Dashed lines are the attention layers of a stage alone."""
-
-
-def stage_part(stage: int) -> str:
-    """Name of a stage, counted from 0."""
-    return f"stage {stage + 1}"
-
-
-def attention_part(stage: int) -> str:
-    """Name of the attention layers of a stage, counted from 0."""
-    return f"attention of stage {stage + 1}"
 
 
 def check_cost(
@@ -78,13 +57,9 @@ def check_cost(
             print(f"cost: {name}, {side} x {side}", file=sys.stderr, flush=True)
             points.append(run_if_it_fits(measure_forward, pickled, side, device))
         numbers["models"][name] = _tabulate(points, [count_parts(model, x) for x in sides])
-    numbers["exponents"] = {
-        name: _fit(sides, costs, fit_exponent) for name, costs in numbers["models"].items()
-    }
     # Where a linear and a quadratic part add up, the exponent grows with the image.
-    numbers["exponents_of_largest"] = {
-        name: _fit(sides, costs, _last_exponent) for name, costs in numbers["models"].items()
-    }
+    for key, last in (("exponents", len(sides)), ("exponents_of_largest", 2)):
+        numbers[key] = {x: _fit(sides, costs, last) for x, costs in numbers["models"].items()}
     numbers["ratios"] = _compare(numbers)
     numbers["crossings"] = {
         quantity: {part: find_crossings(sides, x, _NOISE[quantity]) for part, x in ratios.items()}
@@ -107,144 +82,6 @@ def check_cost(
     )
 
 
-def run_if_it_fits(function: Callable[..., Any], *arguments: Any) -> Any | None:
-    """Call a function of a module in a fresh process; None if memory has run out there."""
-    try:
-        return run_in_fresh_process(function, *arguments)
-    except (MemoryError, torch.cuda.OutOfMemoryError, BrokenProcessPool):
-        return None  # A system that runs out of memory kills the process.
-    except RuntimeError as error:
-        if "allocate memory" in str(error):  # PyTorch's own words on a CPU.
-            return None
-        raise
-
-
-def measure_forward(pickled: bytes, side: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Measure forward passes: ``ms`` as a spread, and ``mib``, by part."""
-    model = pickle.loads(pickled).to(device)
-    # Apart, as a block works otherwise when its attention layer is watched.
-    groups = outer_parts(model), attention_parts(model)
-    times: dict[str, list[float]] = defaultdict(list)
-    with torch.inference_mode():
-        model(torch.randn(1, 3, _WARM_UP_SIDE, _WARM_UP_SIDE, device=device))
-        image = torch.randn(1, 3, side, side, device=device)
-        memory = _Memory(device)
-        for parts in groups:
-            start = time.perf_counter()
-            with watch(parts, memory.begin, memory.end):
-                model(image)
-            seconds = time.perf_counter() - start
-            for _ in range(_rounds_of(seconds)):
-                tally = _Tally(lambda: _milliseconds(device))
-                with watch(parts, tally.begin, tally.end):
-                    model(image)
-                for part, total in tally.totals.items():
-                    times[part].append(total)
-    return {
-        part: {"ms": spread_of(values)._asdict(), "mib": memory.peaks[part]}
-        for part, values in times.items()
-    }
-
-
-def _rounds_of(seconds: float) -> int:
-    if seconds > 10:
-        return SLOWEST_ROUNDS
-    return SLOW_ROUNDS if seconds > 1 else ROUNDS
-
-
-def _milliseconds(device: torch.device) -> float:
-    synchronize(device)
-    return 1e3 * time.perf_counter()
-
-
-def outer_parts(model: nn.Module) -> list[_Part]:
-    """A backbone and its stages."""
-    stages = enumerate(stages_of(model))
-    return [
-        (BACKBONE, model, model),
-        *((stage_part(index), stage.first, stage.last) for index, stage in stages),
-    ]
-
-
-def attention_parts(model: nn.Module) -> list[_Part]:
-    """The attention layers of a backbone."""
-    return [
-        (attention_part(index), mixer, mixer)
-        for index, stage in enumerate(stages_of(model))
-        for mixer in stage.mixers
-    ]
-
-
-@contextmanager
-def watch(
-    parts: Sequence[_Part], begin: Callable[[str], None], end: Callable[[str], None]
-) -> Iterator[None]:
-    """Call functions before and after parts of a model run."""
-    handles = []
-    for name, first, last in parts:
-        handles += [
-            first.register_forward_pre_hook(lambda *_, name=name: begin(name)),
-            last.register_forward_hook(lambda *_, name=name: end(name)),
-        ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Tally:
-    """How far a counter goes while each part runs."""
-
-    def __init__(self, read: Callable[[], float]) -> None:
-        self.read = read
-        self.totals: dict[str, Any] = defaultdict(int)
-
-    def begin(self, part: str) -> None:
-        self.totals[part] -= self.read()
-
-    def end(self, part: str) -> None:
-        self.totals[part] += self.read()
-
-
-class _Memory:
-    """Peaks of nested parts: each part's is the highest above what was held when it began."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        # glibc keeps what has been freed, and a later part would take it without being seen.
-        on_cpu = device.type == "cpu"
-        self.trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if on_cpu else None
-        self.held: dict[str, float] = {}
-        self.peaks: dict[str, float] = defaultdict(float)
-
-    def _mark(self) -> float:
-        peak = read_peak(self.device)
-        for part, held in self.held.items():
-            self.peaks[part] = max(self.peaks[part], peak - held)
-        if self.trim is not None:
-            self.trim(0)
-        return reset_peak(self.device)
-
-    def begin(self, part: str) -> None:
-        self.held[part] = self._mark()
-
-    def end(self, part: str) -> None:
-        self._mark()
-        del self.held[part]
-
-
-@torch.no_grad()
-def count_parts(model: nn.Module, side: int) -> dict[str, int]:
-    """Count the multiply-adds of the backbone, its stages and their attention layers."""
-    model = copy.deepcopy(model).to("meta")
-    with counting_flops() as total:
-        flops = _Tally(total)
-        with watch([*outer_parts(model), *attention_parts(model)], flops.begin, flops.end):
-            model(torch.empty(1, 3, side, side, device="meta"))
-    return flops.totals
-
-
 def _tabulate(
     points: Sequence[dict[str, dict[str, Any]] | None], flops: Sequence[Mapping[str, int]]
 ) -> dict[str, dict[str, list]]:
@@ -259,24 +96,20 @@ def _tabulate(
 
 
 def _fit(
-    sides: Sequence[int],
-    costs: Mapping[str, Mapping[str, list]],
-    fit: Callable[[Sequence[int], Sequence[float]], float],
+    sides: Sequence[int], costs: Mapping[str, Mapping[str, list]], last: int
 ) -> dict[str, dict[str, float | None]]:
-    """Exponents by quantity and part, over the sizes that ran; None for fewer than two."""
-    exponents: dict[str, dict[str, float | None]] = {}
-    for quantity in QUANTITIES:
-        exponents[quantity] = {}
-        for part, values in costs[quantity].items():
-            measured = [(n**2, x) for n, x in zip(sides, values, strict=True) if x]
-            exponents[quantity][part] = (
-                fit(*zip(*measured, strict=True)) if len(measured) > 1 else None
-            )
-    return exponents
+    """Exponents by quantity and part, over the last sizes that ran; None for fewer than two."""
 
+    def fit(values: Sequence[float | None]) -> float | None:
+        measured = [(side**2, x) for side, x in zip(sides, values, strict=True) if x]
+        if len(measured) < 2:
+            return None
+        return fit_exponent(*zip(*measured[-last:], strict=True))
 
-def _last_exponent(pixels: Sequence[int], values: Sequence[float]) -> float:
-    return fit_exponent(pixels[-2:], values[-2:])
+    return {
+        quantity: {part: fit(values) for part, values in costs[quantity].items()}
+        for quantity in QUANTITIES
+    }
 
 
 def _compare(numbers: Mapping[str, Any]) -> dict[str, dict[str, list[float | None]]]:
@@ -305,7 +138,7 @@ def find_crossings(
     known = [
         (math.log(side), math.log(ratio))
         for side, ratio in zip(sides, ratios, strict=True)
-        if _differs(ratio, noise)
+        if ratio is not None and abs(ratio - 1) > noise
     ]
     return [
         math.exp(side + (next_side - side) * start / (start - stop))
@@ -314,14 +147,11 @@ def find_crossings(
     ]
 
 
-def _differs(ratio: float | None, noise: float) -> bool:
-    return ratio is not None and abs(ratio - 1) > noise
-
-
 def _where_cheaper(numbers: Mapping[str, Any], quantity: str, part: str) -> str:
     ratios = numbers["ratios"][quantity].get(part, ())
     noise = _NOISE[quantity]
-    sizes = [(n, x) for n, x in zip(numbers["sides"], ratios, strict=False) if _differs(x, noise)]
+    pairs = zip(numbers["sides"], ratios, strict=False)
+    sizes = [(side, x) for side, x in pairs if x is not None and abs(x - 1) > noise]
     if not sizes:
         return f"nowhere, within {100 * noise:.0f} %"
     crossings = numbers["crossings"][quantity][part]
@@ -392,12 +222,10 @@ def _plot(numbers: Mapping[str, Any], quantity: str, title: str) -> Figure:
     parts = [part for part in _all_parts(numbers) if not part.startswith("attention")]
     columns = 3
     rows = math.ceil(len(parts) / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for panel in axes[len(parts) :]:
-        panel.set_axis_off()
+    figure, axes = make_grid(rows, columns, (4.2 * columns, 3.6 * rows))
     pixels = [side**2 for side in numbers["sides"]]
-    for part, panel in zip(parts, axes, strict=False):
+    for part, panel in zip(parts, axes.flat, strict=False):
+        panel.set_axis_on()
         for number, name in enumerate(numbers["models"]):
             _draw(panel, numbers, name, quantity, part, f"C{number}")
         panel.set(title=part, xlabel="pixels", ylabel=title, xscale="log", yscale="log")
@@ -420,7 +248,6 @@ def _draw(
     panel: Axes, numbers: Mapping[str, Any], name: str, quantity: str, part: str, color: str
 ) -> None:
     costs = numbers["models"][name][quantity]
-    exponents = numbers["exponents"][name][quantity]
     attention = f"attention of {part}"
     for key, style, label in ((part, "o-", name), (attention, "--", f"{name}, attention")):
         if key not in costs:
@@ -428,14 +255,19 @@ def _draw(
         scale = 1e-9 if quantity == "flops" else 1.0
         points = zip(numbers["sides"], costs[key], strict=True)
         measured = [(side**2, scale * x) for side, x in points if x]
-        exponent = exponents[key]
+        exponent = numbers["exponents"][name][quantity][key]
         label += "" if exponent is None else f": {exponent:.2f}"
-        panel.plot(*(zip(*measured, strict=True) if measured else ([], [])), style, color=color)
-        panel.lines[-1].set_label(label)
+        x, y = zip(*measured, strict=True) if measured else ((), ())
+        panel.plot(x, y, style, color=color, label=label)
     points = zip(numbers["sides"], costs.get(part, ()), strict=False)
     failed = [side**2 for side, x in points if x is None]
     if failed:
-        places = [0.06] * len(failed)
-        transform = panel.get_xaxis_transform()
-        panel.plot(failed, places, "x", color=color, markersize=10, transform=transform)
-        panel.lines[-1].set_label(f"{name}: out of memory")
+        panel.plot(
+            failed,
+            [0.06] * len(failed),
+            "x",
+            color=color,
+            markersize=10,
+            transform=panel.get_xaxis_transform(),
+            label=f"{name}: out of memory",
+        )

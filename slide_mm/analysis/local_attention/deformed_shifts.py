@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from slide_mm.analysis.local_attention.attention import sliding_blocks
-from slide_mm.analysis.local_attention.section import Picture, Section
+from slide_mm.analysis.local_attention.section import Picture, Section, make_grid
 from slide_mm.models.backbone import HierarchicalBackbone
 
 _COLUMNS = 4
@@ -99,11 +99,8 @@ def _offsets(kernel_size: int) -> Tensor:
 def _plot(kernels: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Figure:
     columns = min(_COLUMNS, len(kernels))
     rows = -(-len(kernels) // columns)
-    figure = Figure(figsize=(3.4 * columns, 4.2 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for panel in panels:
-        panel.set_axis_off()
-    for panel, (name, kernel) in zip(panels, kernels.items(), strict=False):
+    figure, panels = make_grid(rows, columns, (3.4 * columns, 4.2 * rows))
+    for panel, (name, kernel) in zip(panels.flat, kernels.items(), strict=False):
         panel.set_axis_on()
         _draw(panel, kernel, torch.tensor(numbers[name]["centres"]))
         panel.set_title(f"{name}\nmean {numbers[name]['mean_displacement']:.2f} tokens")

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from timm.utils.model import reparameterize_model
 
-from slide_mm.analysis.local_attention.cost import ROUNDS, run_if_it_fits
+from slide_mm.analysis.local_attention.measuring import ROUNDS, run_if_it_fits
 from slide_mm.analysis.local_attention.section import Picture, Section
 from slide_mm.engine.timing import measure_times
 from slide_mm.models.backbone import HierarchicalBackbone

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from slide_mm.analysis.local_attention.photographs import Photograph, central_crop
-from slide_mm.analysis.local_attention.section import Picture, Section
+from slide_mm.analysis.local_attention.section import Picture, Section, make_grid
 from slide_mm.analysis.local_attention.stages import mixer_names, stage_features, stride_of
 
 MAX_SIDE = 1024
@@ -73,7 +73,11 @@ def check_equivariance(
         title="Do features move with the image?",
         text=_TEXT,
         numbers=numbers,
-        findings=_findings(numbers),
+        findings=[
+            f"{name}: relative error "
+            + ", ".join(f"{x['error']:.1e} in stage {x['stage']} ({x['mixer']})" for x in stages)
+            for name, stages in numbers.items()
+        ],
         header=["model", "stage", "token mixer", "moved by", "relative error", "sees the border"],
         lines=lines,
         pictures=[
@@ -128,20 +132,9 @@ def _middle(tokens: Tensor) -> Tensor:
     return tokens[:, top : height - top, left : width - left]
 
 
-def _findings(numbers: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name}: relative error "
-        + ", ".join(f"{x['error']:.1e} in stage {x['stage']} ({x['mixer']})" for x in stages)
-        for name, stages in numbers.items()
-    ]
-
-
 def _plot(maps: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) -> Figure:
     columns = max(len(stages) for stages in maps.values())
-    figure = Figure(figsize=(3.3 * columns + 1, 3.8 * len(maps)), layout="constrained")
-    axes = figure.subplots(len(maps), columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set_axis_off()
+    figure, axes = make_grid(len(maps), columns, (3.3 * columns + 1, 3.8 * len(maps)))
     for row, (name, stages) in zip(axes, maps.items(), strict=True):
         for panel, change, x in zip(row, stages, numbers[name], strict=False):
             # What hasn't changed at all is drawn in the colour of the least change.

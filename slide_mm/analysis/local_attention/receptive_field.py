@@ -11,7 +11,7 @@ from matplotlib.patches import Circle
 from torch import Tensor, nn
 
 from slide_mm.analysis.local_attention.photographs import Photograph
-from slide_mm.analysis.local_attention.section import Picture, Section
+from slide_mm.analysis.local_attention.section import Picture, Section, make_grid
 from slide_mm.analysis.local_attention.stages import mixer_names, stage_features, stride_of
 
 MAX_SIDE = 512
@@ -150,12 +150,12 @@ def describe_field(field: Tensor) -> dict[str, Any]:
 
 def _plot(fields: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) -> Figure:
     columns = max(len(stages) for stages in fields.values())
-    figure = Figure(figsize=(3.3 * columns + 1, 3.8 * len(fields)), layout="constrained")
-    axes = figure.subplots(len(fields), columns, squeeze=False)
+    figure, axes = make_grid(len(fields), columns, (3.3 * columns + 1, 3.8 * len(fields)))
     for row, (name, stages) in zip(axes, fields.items(), strict=True):
         for panel, field, x in zip(row, stages, numbers[name], strict=False):
             row_shift, column_shift = x["centre"]
             side = len(field)
+            panel.set_axis_on()
             picture = panel.imshow(
                 (field / field.max()).clamp(min=_FAINTEST),
                 norm=LogNorm(_FAINTEST, 1),
@@ -171,7 +171,5 @@ def _plot(fields: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, Any]) ->
             radius = f"95 % within {x[_key(0.95)]:.0f} px"
             title = f"{name}, stage {x['stage']}\n{x['mixer']}\n{radius}"
             panel.set_title(title, fontsize="small")
-        for unused in row[len(stages) :]:
-            unused.set_axis_off()
     figure.colorbar(picture, ax=axes, label=f"gradient (black: {_FAINTEST:g} and less)", shrink=0.8)
     return figure

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 DPI = 110
@@ -54,3 +55,12 @@ class Section:
     header: Sequence[str] = ()
     lines: Sequence[Sequence[str]] = ()
     pictures: Sequence[Picture] = field(default_factory=list)
+
+
+def make_grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure of so many inches, and its panels (rows, columns), whose axes are off."""
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    return figure, panels

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
-from slide_mm.analysis.local_attention import cost
+from slide_mm.analysis.local_attention import cost, measuring
 from slide_mm.analysis.local_attention.cost import check_cost
 from slide_mm.models import SlidePVTv2
 
@@ -28,20 +28,20 @@ def fail(error):
 
 
 def test_a_process_killed_for_memory_is_no_crash():
-    assert cost.run_if_it_fits(die) is None
+    assert measuring.run_if_it_fits(die) is None
 
 
 def test_lack_of_memory_is_told_from_mistakes(monkeypatch):
-    monkeypatch.setattr(cost, "run_in_fresh_process", call)
-    assert cost.run_if_it_fits(torch.empty, 1 << 60) is None
-    assert cost.run_if_it_fits(fail, MemoryError()) is None
-    assert cost.run_if_it_fits(int, 3) == 3
+    monkeypatch.setattr(measuring, "run_in_fresh_process", call)
+    assert measuring.run_if_it_fits(torch.empty, 1 << 60) is None
+    assert measuring.run_if_it_fits(fail, MemoryError()) is None
+    assert measuring.run_if_it_fits(int, 3) == 3
     with pytest.raises(RuntimeError, match="shape"):
-        cost.run_if_it_fits(fail, RuntimeError("shape"))
+        measuring.run_if_it_fits(fail, RuntimeError("shape"))
 
 
 def test_memory_of_nested_parts():
-    memory = cost._Memory(CPU)
+    memory = measuring._Memory(CPU)
     memory.begin("outer")
     kept = torch.ones(64 << 18)
     memory.begin("inner")
@@ -59,24 +59,24 @@ def test_memory_of_nested_parts():
 def test_parts_lie_inside_each_other(backbones, monkeypatch):
     """By a clock that counts the modules that ran: real ones go by what else the machine does."""
     ran = []
-    monkeypatch.setattr(cost, "_milliseconds", lambda device: float(len(ran)))
+    monkeypatch.setattr(measuring, "_milliseconds", lambda device: float(len(ran)))
     hook = register_module_forward_hook(lambda module, *_: ran.append(module))
     try:
-        parts = cost.measure_forward(pickle.dumps(backbones["original"]), 96, CPU)
+        parts = measuring.measure_forward(pickle.dumps(backbones["original"]), 96, CPU)
     finally:
         hook.remove()
     times = {name: part["ms"]["median"] for name, part in parts.items()}
-    stages = [times[cost.stage_part(i)] for i in range(4)]
+    stages = [times[measuring.stage_part(i)] for i in range(4)]
     assert 0 < sum(stages) < times["backbone"]
     for index, stage in enumerate(stages):
-        assert 0 < times[cost.attention_part(index)] < stage
-    assert set(parts) == set(cost.count_parts(backbones["original"], 96))
+        assert 0 < times[measuring.attention_part(index)] < stage
+    assert set(parts) == set(measuring.count_parts(backbones["original"], 96))
 
 
 def test_operations_of_sliding_stages_are_linear():
-    counts = [cost.count_parts(SlidePVTv2(), side) for side in (64, 128)]
+    counts = [measuring.count_parts(SlidePVTv2(), side) for side in (64, 128)]
     for counted in counts:
-        assert sum(counted[cost.stage_part(i)] for i in range(4)) == counted["backbone"]
+        assert sum(counted[measuring.stage_part(i)] for i in range(4)) == counted["backbone"]
     growth = {part: counts[1][part] / counts[0][part] for part in counts[0]}
     assert growth["stage 1"] == growth["attention of stage 2"] == 4
     assert growth["stage 3"] > 4 < growth["attention of stage 3"]
@@ -108,10 +108,10 @@ def section(backbones, monkeypatch):
         time = {"median": value, "low": value, "high": value, "rounds": 1}
         return {
             part: {"ms": time, "mib": 2 * value}
-            for part in cost.count_parts(backbones["sliding"], 64)
+            for part in measuring.count_parts(backbones["sliding"], 64)
         }
 
-    monkeypatch.setattr(cost, "run_in_fresh_process", measure)
+    monkeypatch.setattr(measuring, "run_in_fresh_process", measure)
     return check_cost(backbones, SIDES, CPU)
 
 

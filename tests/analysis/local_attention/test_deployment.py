@@ -2,7 +2,7 @@ import pickle
 
 import torch
 
-from slide_mm.analysis.local_attention import cost, deployment
+from slide_mm.analysis.local_attention import deployment, measuring
 from slide_mm.analysis.local_attention.deployment import check_deployment
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def test_sizes_that_do_not_fit_are_said(backbones, monkeypatch):
             raise MemoryError
         return {"difference": 1e-7, "training_ms": 4.0, "deployed_ms": 3.0}
 
-    monkeypatch.setattr(cost, "run_in_fresh_process", compare)
+    monkeypatch.setattr(measuring, "run_in_fresh_process", compare)
     section = check_deployment(backbones["sliding"], [64, 96], CPU)
     assert section.lines[0][-1] == "0.750"
     assert section.lines[1][1:] == ["out of memory"] * 4

@@ -2,7 +2,7 @@ import pytest
 import torch
 from mmdet.models.backbones import PyramidVisionTransformer, ResNet, SwinTransformer
 
-from slide_mm.analysis.local_attention import cost
+from slide_mm.analysis.local_attention import measuring
 from slide_mm.analysis.local_attention.stages import mixer_names, stage_features, stages_of
 from slide_mm.models import SlidePVT, SlideSwin
 
@@ -31,7 +31,7 @@ def test_stages_of_mmdetection_begin_and_end_where_ours_do(ours, theirs, mixer):
     models = [ours(arch="tiny", slide_stages=()), theirs()]
     for model in models:
         model.eval()  # MMDetection's returns nothing.
-    ours, theirs = (cost.count_parts(model, 224) for model in models)
+    ours, theirs = (measuring.count_parts(model, 224) for model in models)
     assert list(ours) == list(theirs)
     for part, flops in ours.items():
         assert flops == pytest.approx(theirs[part], rel=0.01)
@@ -42,7 +42,7 @@ def test_other_backbones_have_outputs_but_no_stages():
     model = ResNet(18)
     model.eval()
     assert stages_of(model) == []
-    assert list(cost.count_parts(model, 64)) == ["backbone"]
+    assert list(measuring.count_parts(model, 64)) == ["backbone"]
     image = torch.randn(1, 3, 64, 96)
     assert [x.shape[1:3] for x in stage_features(model, image)] == [
         (16, 24),
