@@ -11,51 +11,65 @@ from matplotlib.figure import Figure
 from mmdet.models.backbones import PyramidVisionTransformer, SwinTransformer
 from torch import Tensor, nn
 
+from slide_mm import models
 from slide_mm.analysis.benchmark import measure_memory
 from slide_mm.engine.markdown import format_table
 from slide_mm.engine.timing import describe_environment, measure_times
-from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
+from slide_mm.models import Family, build_backbone
 
 DIRECTIONS = {"forward": "forward", "both": "forward + backward"}
 _SMALL = (64, 64)
 
 
-def _timm(name: str, size: tuple[int, int], **options: Any) -> nn.Module:
+def _timm(name: str, size: tuple[int, int], fixed_size: bool = False) -> nn.Module:
+    options = {"img_size": size} if fixed_size else {}
     return timm.create_model(name, features_only=True, drop_path_rate=0.0, **options)
 
 
-def _timm_swin(size: tuple[int, int]) -> nn.Module:
-    return _timm("swin_tiny_patch4_window7_224", size, img_size=size)
-
-
 def _any_size(
-    backbone: Callable[..., nn.Module], size: tuple[int, int], **options: Any
+    build: Callable[..., nn.Module], *args: Any, size: tuple[int, int], **options: Any
 ) -> nn.Module:
-    return backbone(drop_path_rate=0.0, **options)
+    return build(*args, drop_path_rate=0.0, **options)
+
+
+# By family, the arch to measure and what others have of it.
+_OTHERS: dict[str, tuple[str, dict[str, Callable[..., nn.Module]]]] = {
+    "slide-swin": (
+        "tiny",
+        {
+            "MMDetection's swin/tiny": partial(_any_size, SwinTransformer),
+            "timm's swin/tiny": partial(_timm, "swin_tiny_patch4_window7_224", fixed_size=True),
+        },
+    ),
+    "slide-pvt": (
+        "tiny",
+        {
+            "MMDetection's pvt/tiny": partial(
+                _any_size, PyramidVisionTransformer, num_layers=[2, 2, 2, 2]
+            )
+        },
+    ),
+    "slide-pvtv2": ("b2", {"timm's pvtv2/b2": partial(_timm, "pvt_v2_b2")}),
+}
+
+
+def _list_backbones(family: Family) -> dict[str, Callable[..., nn.Module]]:
+    """Those of others, the original architecture, and ours."""
+    arch, others = _OTHERS.get(family.name, (next(iter(family.backbone.arch_zoo)), {}))
+    name = f"{family.name}/{arch}"
+    ours = partial(_any_size, build_backbone, name)
+    return {
+        **others,
+        f"{name}, slide_stages=()": partial(ours, slide_stages=()),
+        name: ours,
+        f"{name}, with_cp=True": partial(ours, with_cp=True),
+    }
 
 
 # The first of a family is what the others are compared with.
-FAMILIES: dict[str, dict[str, Callable[[tuple[int, int]], nn.Module]]] = {
-    "swin": {
-        "MMDetection's Swin-T": partial(_any_size, SwinTransformer),
-        "timm's Swin-T": _timm_swin,
-        "Swin-T, slide_stages=()": partial(_any_size, SlideSwin, slide_stages=()),
-        "Slide-Swin-T": partial(_any_size, SlideSwin),
-        "Slide-Swin-T, with_cp=True": partial(_any_size, SlideSwin, with_cp=True),
-    },
-    "pvt": {
-        "MMDetection's PVT-T": partial(
-            _any_size, PyramidVisionTransformer, num_layers=[2, 2, 2, 2]
-        ),
-        "PVT-T, slide_stages=()": partial(_any_size, SlidePVT, slide_stages=()),
-        "Slide-PVT-T": partial(_any_size, SlidePVT),
-        "Slide-PVT-T, with_cp=True": partial(_any_size, SlidePVT, with_cp=True),
-    },
-    "pvtv2": {
-        "timm's PVTv2-B2": partial(_timm, "pvt_v2_b2"),
-        "PVTv2-B2, slide_stages=()": partial(_any_size, SlidePVTv2, arch="b2", slide_stages=()),
-        "Slide-PVTv2-B2": partial(_any_size, SlidePVTv2, arch="b2"),
-    },
+FAMILIES = {
+    family.name.removeprefix("slide-"): _list_backbones(family)
+    for family in models.FAMILIES.values()
 }
 
 
@@ -91,7 +105,7 @@ def _measure(
     family: str, size: tuple[int, int], rounds: int, device: torch.device
 ) -> dict[str, Any]:
     backbones = FAMILIES[family]
-    runs = {name: _runs(build(size).to(device), size) for name, build in backbones.items()}
+    runs = {name: _runs(build(size=size).to(device), size) for name, build in backbones.items()}
     label = f"{family}, {size[0]}x{size[1]}"
     times = [
         measure_times(
@@ -113,9 +127,9 @@ def build_runs(
     family: str, name: str, size: tuple[int, int], device: torch.device
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Forward, and forward and backward, of a new backbone; both have run on a small image."""
-    for run in _runs(FAMILIES[family][name](_SMALL).to(device), _SMALL):
+    for run in _runs(FAMILIES[family][name](size=_SMALL).to(device), _SMALL):
         run()
-    return _runs(FAMILIES[family][name](size).to(device), size)
+    return _runs(FAMILIES[family][name](size=size).to(device), size)
 
 
 def _runs(model: nn.Module, size: tuple[int, int]) -> tuple[Callable[[], None], Callable[[], None]]:

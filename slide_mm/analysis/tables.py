@@ -17,7 +17,7 @@ from slide_mm.analysis.complexity import (
     count_flops,
 )
 from slide_mm.engine.markdown import format_table
-from slide_mm.models import classifiers
+from slide_mm.models import FAMILIES
 
 
 class Table(NamedTuple):
@@ -123,7 +123,8 @@ def count_classifier(backbone: ConfigDict, image_size: tuple[int, int]) -> Compl
         image_size: Height and width of the image, in pixels.
     """
     options = dict(backbone)
-    classifier = getattr(classifiers, f"{options.pop('type')}Classifier")
+    name = options.pop("type")
+    (classifier,) = (x.classifier for x in FAMILIES.values() if x.backbone.__name__ == name)
     with torch.device("meta"):
         model = classifier(**options).eval()
         flops = count_flops(lambda: model(torch.empty(1, 3, *image_size)))

@@ -1,23 +1,27 @@
 """Weights of other layouts and architectures turned into a backbone's."""
 
 import itertools
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import print_log
-from timm.layers import resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slide_mm.checkpoints.compare import CheckpointMismatchError
 from slide_mm.checkpoints.errors import CheckpointError
 from slide_mm.checkpoints.reading import read_checkpoint
-from slide_mm.checkpoints.report import MISSING, NO_PART, NO_PLACE, ConversionReport, Entry
+from slide_mm.checkpoints.report import (
+    GIVE_ANOTHER,
+    MISSING,
+    NO_PART,
+    NO_PLACE,
+    ConversionReport,
+    Entry,
+)
 from slide_mm.checkpoints.rules import Rule
 from slide_mm.checkpoints.sources import SOURCES
 from slide_mm.checkpoints.state_dicts import (
@@ -26,12 +30,10 @@ from slide_mm.checkpoints.state_dicts import (
     drop_wrapper_parts,
     get_state_dict,
 )
-from slide_mm.layers import AbsolutePositionEmbedding, ShiftedWindowAttention, SlideAttention
+from slide_mm.layers import SlideAttention
 
 # The next smaller or larger arch of a family covers about 60 %.
 MIN_COVERAGE = 0.9
-# Without these, Slide Attention is plain local attention.
-_LEARNED_OF_TAPS = ("deformed_kernel", "shift_bias", "relative_position_bias_table")
 
 
 class Given(NamedTuple):
@@ -71,12 +73,23 @@ def load_pretrained(model: nn.Module, path: str | os.PathLike, prefix: str | Non
     Raises:
         CheckpointError: If the file is missing, damaged, holds code, or doesn't fit.
     """
-    origin = f"checkpoint {path}"
-    state_dict = get_state_dict(read_checkpoint(path), origin=origin)
-    conversion = convert_state_dict(state_dict, model, origin, prefix=prefix)
+    conversion = convert_checkpoint(path, model, prefix=prefix)
     conversion.report.require(MIN_COVERAGE)
     model.load_state_dict(conversion.weights, strict=False)
     print_log(str(conversion.report), logger="current")
+
+
+def convert_checkpoint(path: str | os.PathLike, model: nn.Module, **options: Any) -> Conversion:
+    """Convert the weights in a file: see :func:`convert_state_dict`.
+
+    Args:
+        path: See :func:`~slide_mm.checkpoints.read_checkpoint`.
+        model: A slide_mm backbone.
+        **options: Further arguments of :func:`convert_state_dict`.
+    """
+    origin = f"checkpoint {path}"
+    state_dict = get_state_dict(read_checkpoint(path), origin=origin)
+    return convert_state_dict(state_dict, model, origin, **options)
 
 
 def convert_state_dict(
@@ -273,7 +286,9 @@ def _start_sliding(model: nn.Module, given: dict[str, Given], report: Conversion
         for source_name, tensor in map(given.pop, dropped):
             note = "of the attention that slides now"
             report.left_over.append(Entry(source_name, tensor.numel(), note))
-        zeros |= {f"{path}.{name}" for name in _LEARNED_OF_TAPS}
+        # Without what else it learns, Slide Attention is plain local attention.
+        learned = {f"{path}.{name}" for name, _ in model.get_submodule(path).named_parameters()}
+        zeros |= {name for name in learned if not name.startswith(kept)}
     return zeros
 
 
@@ -302,33 +317,23 @@ def _fit(
     if tensor.shape == expected.shape:
         report.copied.append(Entry(name, tensor.numel()))
     else:
-        tensor = _resample(tensor, expected, model.get_submodule(name.rpartition(".")[0]))
+        path, _, table = name.rpartition(".")
+        resample = getattr(model.get_submodule(path), "resample", None)
+        tensor = resample and resample(table, tensor.float())
         if tensor is None:
             raise CheckpointMismatchError(
                 f"{report.origin} does not fit {report.model}: "
-                f"{_describe_misfit(name, *sizes)}; give the checkpoint of this architecture, or "
-                "the arch of this checkpoint"
+                f"{_describe_misfit(model, name, *sizes)}; {GIVE_ANOTHER}"
             )
         note = f"{sizes[0]} -> {sizes[1]}"
         report.resampled.append(Entry(name, tensor.numel(), note))
     return tensor.to(expected.dtype).clone(memory_format=torch.contiguous_format)
 
 
-def _resample(tensor: Tensor, expected: Tensor, module: nn.Module) -> Tensor | None:
-    """Interpolate a table of positions as its model does or its authors do; None for others."""
-    tensor = tensor.float()
-    if isinstance(module, AbsolutePositionEmbedding) and tensor.shape[:2] == expected.shape[:2]:
-        return F.interpolate(tensor, size=expected.shape[2:], mode="bilinear")
-    is_table = tensor.ndim == expected.ndim == 2 and tensor.shape[1] == expected.shape[1]
-    is_square = math.isqrt(len(tensor)) ** 2 == len(tensor)
-    if isinstance(module, ShiftedWindowAttention) and is_table and is_square:
-        window_size = (module.window_size, module.window_size)
-        return resize_rel_pos_bias_table_simple(tensor, window_size, expected.shape)
-    return None
-
-
-def _describe_misfit(name: str, given: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    if name == "stages.0.downsample.proj.weight" and given[1] != expected[1]:
+def _describe_misfit(
+    model: nn.Module, name: str, given: tuple[int, ...], expected: tuple[int, ...]
+) -> str:
+    if name == f"{model.first_conv}.weight" and given[1] != expected[1]:
         return f"it takes images of {given[1]} channels and the model of {expected[1]}"
     return f"{name} is {given} in the checkpoint and {expected} in the model"
 

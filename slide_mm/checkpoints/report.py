@@ -9,6 +9,7 @@ from slide_mm.checkpoints.compare import CheckpointMismatchError
 NO_PLACE = "no place in the model"
 NO_PART = "of no part of a backbone"
 MISSING = "as the model was"
+GIVE_ANOTHER = "give the checkpoint of this architecture, or the arch of this checkpoint"
 _HEAD = "head."
 
 
@@ -82,8 +83,7 @@ class ConversionReport:
         raise CheckpointMismatchError(
             f"{self.origin} does not fit {self.model}: {_percent(self.coverage)} of the "
             f"parameters are covered (at least {_percent(minimum)} must be); first misfit: "
-            f"{problems[0]}; give the checkpoint of this architecture, or the arch of this "
-            "checkpoint"
+            f"{problems[0]}; {GIVE_ANOTHER}"
         )
 
     def __str__(self) -> str:

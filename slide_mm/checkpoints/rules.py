@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from slide_mm.checkpoints.reshaping import Reshape, unchanged
 
+# Where our backbones have what all families share.
+BLOCK = "stages.{stage}.blocks.{block}."
+DOWNSAMPLE = "stages.{stage}.downsample."
 _PLACEHOLDER = re.compile(r"\{(\w+)([+-]1)?(?::([^}]*))?\}")
 _NUM_STAGES = 4
 
@@ -17,7 +20,7 @@ class Rule:
     Attributes:
         source: Name in the checkpoint. ``{stage}`` and ``{block}`` stand for our numbers, from 0,
             ``{stage+1}`` for a number that is one higher than ours, ``{kind}`` for weight or bias,
-            and ``{layer:a|b}`` for a or b.
+            ``{layer:a|b}`` for a or b, and ``{path}`` for all that no other rule knows.
         target: Name in our backbones; None for what they have no use for.
         reshape: Changes the shape.
     """
@@ -57,7 +60,8 @@ class Source:
     def targets(self, name: str) -> list[tuple[str, Rule]]:
         """List our names for a checkpoint's, with their rules; none if no rule matches."""
         targets = ((rule.translate(name), rule) for rule in self.rules)
-        return [(target, rule) for target, rule in targets if target is not None]
+        targets = [(target, rule) for target, rule in targets if target is not None]
+        return [pair for pair in targets if "{path}" not in pair[1].source] or targets
 
     def has_part(self, name: str) -> bool:
         """Whether a checkpoint's name begins as one of the rules does, up to the first point."""
@@ -84,4 +88,5 @@ def _alternatives(key: str, offset: int, choices: str | None) -> str:
     if key == "stage":
         numbers = (stage + offset for stage in range(_NUM_STAGES))
         return "|".join(str(number) for number in numbers if number >= 0)
-    return {"block": r"[1-9]\d*" if offset else r"\d+", "kind": "weight|bias"}[key]
+    block = r"[1-9]\d*" if offset else r"\d+"
+    return {"block": block, "kind": "weight|bias", "path": ".+"}[key]

@@ -1,14 +1,22 @@
 """Files that commands write, and devices that they use."""
 
 import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from slide_mm.checkpoints.writing import remove_unfinished, write_atomically
 from slide_mm.engine.reporting import ConfigError
+
+__all__ = [
+    "PICTURES",
+    "check_device",
+    "check_output",
+    "make_folder",
+    "remove_unfinished",
+    "write_atomically",
+]
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -46,28 +54,6 @@ def make_folder(path: str | Path) -> Path:
     if not os.access(path, os.W_OK):
         raise ConfigError(f"{path} cannot be written: give another folder")
     return path
-
-
-@contextmanager
-def write_atomically(path: str | Path) -> Iterator[Path]:
-    """Give a name to write to, of the same ending, which becomes ``path`` if nothing went wrong."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def remove_unfinished(folder: str | Path, suffix: str) -> None:
-    """Remove what :func:`write_atomically` has left of files such as ``.pth``, when killed.
-
-    Nobody else may be writing to the folder.
-    """
-    for path in Path(folder).glob(f".*.*{suffix}"):
-        if re.fullmatch(rf"\..+\.\d+{re.escape(suffix)}", path.name):
-            path.unlink(missing_ok=True)
 
 
 def check_device(name: str) -> torch.device:

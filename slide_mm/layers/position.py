@@ -32,3 +32,9 @@ class AbsolutePositionEmbedding(nn.Module):
         if table.shape[2:] != x.shape[1:3]:
             table = F.interpolate(table, size=x.shape[1:3], mode="bilinear")
         return x + table.permute(0, 2, 3, 1)
+
+    def resample(self, name: str, table: Tensor) -> Tensor | None:
+        """Interpolate a checkpoint's table to this size; None if it is of other channels."""
+        if table.ndim != 4 or table.shape[:2] != self.table.shape[:2]:
+            return None
+        return F.interpolate(table, size=self.table.shape[2:], mode="bilinear")

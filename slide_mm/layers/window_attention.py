@@ -1,9 +1,11 @@
 """Attention inside shifted windows, from Swin Transformer."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
+from timm.layers import resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,6 +130,14 @@ class ShiftedWindowAttention(nn.Module):
         sizes = self._padded(size), self.window_size, self._shifts(size)
         mask = make_mask(*sizes, bias.dtype, bias.device)
         return bias + mask.unsqueeze(1)
+
+    def resample(self, name: str, table: Tensor) -> Tensor | None:
+        """Interpolate a checkpoint's bias table to this window; None if it is none of a square."""
+        expected = self.relative_position_bias_table.shape
+        is_table = name == "relative_position_bias_table" and table.shape[1:] == expected[1:]
+        if not is_table or math.isqrt(len(table)) ** 2 != len(table):
+            return None
+        return resize_rel_pos_bias_table_simple(table, (self.window_size,) * 2, expected)
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""

@@ -1,8 +1,29 @@
 """Backbones, registered in MMEngine's root registry, and classifiers, registered with timm."""
 
-from slide_mm.models import classifiers
-from slide_mm.models.slide_pvt import SlidePVT
-from slide_mm.models.slide_pvt_v2 import SlidePVTv2
-from slide_mm.models.slide_swin import SlideSwin
+import importlib
+import pkgutil
 
-__all__ = ["SlidePVT", "SlidePVTv2", "SlideSwin", "classifiers"]
+from slide_mm.models import classifiers
+from slide_mm.models.families import (
+    FAMILIES,
+    Family,
+    build_backbone,
+    list_archs,
+    register_family,
+)
+
+# A family's file registers it: there is no list of them to keep.
+for _file in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_file.name)
+_BACKBONES = {family.backbone.__name__: family.backbone for family in FAMILIES.values()}
+globals().update(_BACKBONES)
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "build_backbone",
+    "classifiers",
+    "list_archs",
+    "register_family",
+    *_BACKBONES,
+]

@@ -31,7 +31,7 @@ def _check_arch_values(name: str, values: Sequence) -> tuple:
     return tuple(take(name, number) for number in numbers)
 
 
-def hidden_dims_of(embed_dims: int, ratio: float, name: str) -> int:
+def hidden_dims_of(embed_dims: int, ratio: float, name: str = "arch's mlp_ratios") -> int:
     """Channels inside an MLP.
 
     Args:

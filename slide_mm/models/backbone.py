@@ -89,6 +89,8 @@ class HierarchicalBackbone(BaseModule):
 
     arch_zoo: ClassVar[dict[str, dict[str, Sequence]]]
     norm_eps: ClassVar[float] = 1e-5
+    # The convolution that takes the image.
+    first_conv: ClassVar[str] = "stages.0.downsample.proj"
 
     def __init__(
         self,
@@ -124,7 +126,7 @@ class HierarchicalBackbone(BaseModule):
         self.out_norms = nn.ModuleDict(
             {str(i): self.build_out_norm(self.embed_dims[i]) for i in self.out_indices}
         )
-        self.apply(init_layer)
+        self.apply(self.init_layer)
         self.freeze()
 
     @property
@@ -213,6 +215,19 @@ class HierarchicalBackbone(BaseModule):
         """Norm of returned features alone, if the family has one."""
         return nn.Identity()
 
+    @staticmethod
+    def init_layer(module: nn.Module) -> None:
+        """Initialise a linear layer or convolution, as the authors of PVT and PVTv2 do."""
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
     def init_weights(self) -> None:
         """Initialise by ``init_cfg``; without one, the constructor's values stay.
 
@@ -288,16 +303,3 @@ class HierarchicalBackbone(BaseModule):
             if index in indices:
                 tokens.append(x)
         return tokens
-
-
-def init_layer(module: nn.Module) -> None:
-    """Initialise a linear layer or convolution as the authors of PVT and PVTv2 do."""
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -14,19 +14,11 @@ from torch import Tensor, nn
 
 from slide_mm.layers.arguments import rate, whole_number
 from slide_mm.models.arguments import NUM_STAGES
-from slide_mm.models.backbone import HierarchicalBackbone, init_layer
-from slide_mm.models.slide_pvt import SlidePVT
-from slide_mm.models.slide_pvt_v2 import SlidePVTv2
-from slide_mm.models.slide_swin import SlideSwin
+from slide_mm.models.backbone import HierarchicalBackbone
 
-# A list, for timm adds the entry points.
-__all__ = [
-    "Classifier",
-    "SlidePVTClassifier",
-    "SlidePVTv2Classifier",
-    "SlideSwinClassifier",
-]
-
+# timm looks for these two names, and adds its entry points to the first.
+__all__ = ["Classifier"]
+default_cfgs = {}
 
 _MAX_CLASSES = 1 << 24
 
@@ -34,9 +26,10 @@ _MAX_CLASSES = 1 << 24
 class Classifier(HierarchicalBackbone):
     """A backbone whose last features are averaged and classified, with timm's interface.
 
-    A family's classifier inherits from this and from its backbone. Weights keep the backbone's
-    names, and those of the classifier begin with ``head.``: a backbone loads the weights of its
-    classifier as they are.
+    A family's classifier inherits from this and from its backbone; see :func:`make_classifier`.
+    What is averaged is normed: where the family norms neither stages nor features, by one more
+    layer norm. Weights keep the backbone's names, and those of the classifier begin with ``head.``:
+    a backbone loads the weights of its classifier as they are.
 
     Args:
         arch: See the family's backbone.
@@ -74,12 +67,17 @@ class Classifier(HierarchicalBackbone):
         drop_rate = rate("drop_rate", drop_rate)
         self.num_features = self.embed_dims[last]
         self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
-        self.head.apply(init_layer)
+        self.head.apply(self.init_layer)
         self.num_classes = num_classes
         self.feature_info = [
             {"num_chs": channels, "reduction": 4 * 2**i, "module": f"stages.{i}"}
             for i, channels in enumerate(self.embed_dims)
         ]
+
+    def build_out_norm(self, embed_dims: int) -> nn.Module:
+        norm = super().build_out_norm(embed_dims)
+        is_missing = all(isinstance(x, nn.Identity) for x in (norm, self.stages[-1].norm))
+        return nn.LayerNorm(embed_dims, eps=self.norm_eps) if is_missing else norm
 
     @property
     def head_hidden_size(self) -> int:
@@ -184,43 +182,24 @@ class Classifier(HierarchicalBackbone):
         return taken
 
 
-class SlideSwinClassifier(Classifier, SlideSwin):
-    """Slide-Swin: norm, average, linear layer."""
+def make_classifier(backbone: type[HierarchicalBackbone], prefix: str) -> type[Classifier]:
+    """Make the classifier of a family, and an entry point of timm for each of its archs.
 
+    Args:
+        backbone: Class of the family's backbone.
+        prefix: What the names of the entry points begin with, such as ``'slide_swin'``.
 
-class SlidePVTClassifier(Classifier, SlidePVT):
-    """Slide-PVT: norm, average, linear layer; PVT's own classifier has a class token instead."""
-
-    def build_out_norm(self, embed_dims: int) -> nn.Module:
-        return nn.LayerNorm(embed_dims, eps=self.norm_eps)
-
-
-class SlidePVTv2Classifier(Classifier, SlidePVTv2):
-    """Slide-PVTv2: average, linear layer; the norm is the last stage's own."""
-
-
-_FAMILIES = {
-    "slide_swin": SlideSwinClassifier,
-    "slide_pvt": SlidePVTClassifier,
-    "slide_pvt_v2": SlidePVTv2Classifier,
-}
-_ENTRY_POINTS = {
-    f"{prefix}_{arch}": (family, arch)
-    for prefix, family in _FAMILIES.items()
-    for arch in family.arch_zoo
-}
-# timm looks for the name of this variable. There are no pretrained weights yet.
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "pool_size": (7, 7),
-            "crop_pct": 0.9,
-            "first_conv": "stages.0.downsample.proj",
-            "classifier": "head.fc",
-        }
-        for name in _ENTRY_POINTS
-    }
-)
+    Returns:
+        A class that is found here by the backbone's name and ``Classifier``.
+    """
+    family = f"{backbone.__name__}Classifier"
+    attributes = {"__module__": __name__, "__doc__": f"Classifier on {backbone.__name__}."}
+    classifier = globals()[family] = type(family, (Classifier, backbone), attributes)
+    __all__.append(family)
+    for arch in backbone.arch_zoo:
+        name = f"{prefix}_{arch}"
+        globals()[name] = _make_entry_point(name, classifier, arch)
+    return classifier
 
 
 def _make_entry_point(name: str, family: type[Classifier], arch: str) -> Callable[..., nn.Module]:
@@ -234,9 +213,12 @@ def _make_entry_point(name: str, family: type[Classifier], arch: str) -> Callabl
         )
 
     entry_point.__name__ = entry_point.__qualname__ = name
+    # There are no pretrained weights yet.
+    cfg = {
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "first_conv": family.first_conv,
+        "classifier": "head.fc",
+    }
+    default_cfgs.update(generate_default_cfgs({name: cfg}))
     return register_model(entry_point)
-
-
-globals().update(
-    {name: _make_entry_point(name, *options) for name, options in _ENTRY_POINTS.items()}
-)

@@ -2,13 +2,14 @@
 
 from typing import Any, ClassVar
 
-from mmengine.registry import MODELS
 from torch import nn
 
+from slide_mm.checkpoints.sources import pvt
 from slide_mm.layers import AbsolutePositionEmbedding, Mlp, PatchEmbed, SpatialReductionAttention
 from slide_mm.layers.arguments import whole_number
 from slide_mm.models.arguments import hidden_dims_of
 from slide_mm.models.backbone import HierarchicalBackbone
+from slide_mm.models.families import register_family
 
 PVT_WIDTHS = {
     "embed_dims": (64, 128, 320, 512),
@@ -18,7 +19,7 @@ PVT_WIDTHS = {
 }
 
 
-@MODELS.register_module()
+@register_family("slide-pvt", pvt.LAYOUTS)
 class SlidePVT(HierarchicalBackbone):
     """Pyramid Vision Transformer whose early stages slide.
 
@@ -59,7 +60,5 @@ class SlidePVT(HierarchicalBackbone):
 
     def build_mlp(self, index: int) -> nn.Module:
         embed_dims = self.embed_dims[index]
-        hidden_dims = hidden_dims_of(
-            embed_dims, self.arch["mlp_ratios"][index], "arch's mlp_ratios"
-        )
+        hidden_dims = hidden_dims_of(embed_dims, self.arch["mlp_ratios"][index])
         return Mlp(embed_dims, hidden_dims, drop=self.drop_rate)

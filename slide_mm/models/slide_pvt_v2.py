@@ -2,16 +2,17 @@
 
 from typing import Any, ClassVar
 
-from mmengine.registry import MODELS
 from torch import nn
 
+from slide_mm.checkpoints.sources import pvt_v2
 from slide_mm.layers import DepthwiseConvMlp, PatchEmbed, SpatialReductionAttention
 from slide_mm.models.arguments import hidden_dims_of
 from slide_mm.models.backbone import HierarchicalBackbone
+from slide_mm.models.families import register_family
 from slide_mm.models.slide_pvt import PVT_WIDTHS
 
 
-@MODELS.register_module()
+@register_family("slide-pvtv2", pvt_v2.LAYOUTS, timm_name="slide_pvt_v2")
 class SlidePVTv2(HierarchicalBackbone):
     """Pyramid Vision Transformer v2 whose early stages slide.
 
@@ -45,9 +46,7 @@ class SlidePVTv2(HierarchicalBackbone):
 
     def build_mlp(self, index: int) -> nn.Module:
         embed_dims = self.embed_dims[index]
-        hidden_dims = hidden_dims_of(
-            embed_dims, self.arch["mlp_ratios"][index], "arch's mlp_ratios"
-        )
+        hidden_dims = hidden_dims_of(embed_dims, self.arch["mlp_ratios"][index])
         return DepthwiseConvMlp(embed_dims, hidden_dims, drop=self.drop_rate)
 
     def build_stage_norm(self, index: int) -> nn.Module:

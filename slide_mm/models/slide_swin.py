@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from mmengine.registry import MODELS
 from timm.layers import to_ntuple
 from torch import nn
 
+from slide_mm.checkpoints.sources import swin
 from slide_mm.layers import Mlp, PatchEmbed, PatchMerging, ShiftedWindowAttention
 from slide_mm.layers.arguments import positive_number, refuse, whole_number
 from slide_mm.layers.window_attention import MAX_WINDOW_SIZE
 from slide_mm.models.arguments import NUM_STAGES, hidden_dims_of
 from slide_mm.models.backbone import HierarchicalBackbone
+from slide_mm.models.families import register_family
 
 
-@MODELS.register_module()
+@register_family("slide-swin", swin.LAYOUTS)
 class SlideSwin(HierarchicalBackbone):
     """Swin Transformer whose early stages slide.
 

@@ -296,7 +296,7 @@ class TestRefusals:
         refused(pvt, SlidePVTv2(PVT), r"is for SlidePVT \(layout pvt-mmdet\), not for SlidePVTv2")
 
     def test_unknown_source(self, refused):
-        match = "source is 'foo': choose one of slide-mm, swin, "
+        match = "source is 'foo': choose one of slide-mm, "
         refused(SlideSwin(SWIN).state_dict(), SlideSwin(SWIN), match, source="foo")
 
     def test_no_weights(self, refused):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
+from slide_mm.models import FAMILIES, SlidePVTv2
+from tests.models.archs import STRIDES
 
 NO_WHOLE_NUMBERS = [-2, 0.5, 3.0, "3", None, True, math.nan, (3,), 1 << 40, np.float64(3), "a\nb"]
 NO_RATES = [-0.1, 1.1, math.nan, math.inf, "0.1", None, True, [0.1], 1j]
@@ -30,24 +31,19 @@ WRONG = {
     "pretrain_img_size": [31, (224, 224), 10**6, *NO_WHOLE_NUMBERS],
     "arch": ["huge", "", None, 3, [], {}, {"depths": (1, 1, 1, 1)}, {1: 2, "depths": 3}],
 }
-FAMILIES = {
-    SlideSwin: {"window_size": [1, 3, (2, 7, 1, 5), np.int64(4)], "mlp_ratio": [1, 2.5, 0.5]},
-    SlidePVT: {"pretrain_img_size": [32, 64, np.int64(100)]},
-    SlidePVTv2: {},
+# Arguments of one family alone.
+OWN = {
+    "slide-swin": {"window_size": [1, 3, (2, 7, 1, 5), np.int64(4)], "mlp_ratio": [1, 2.5, 0.5]},
+    "slide-pvt": {"pretrain_img_size": [32, 64, np.int64(100)]},
 }
-STRIDES = (4, 8, 16, 32)
 
 
 def draw_arch(rng, family):
     num_heads = [rng.randint(1, 3) for _ in STRIDES]
-    arch = {
-        "embed_dims": [heads * 2 * rng.randint(1, 4) for heads in num_heads],
-        "depths": rng.choices((1, 2), k=4),
-        "num_heads": num_heads,
-    }
-    if family is not SlideSwin:
-        arch["mlp_ratios"] = rng.choices((1, 2, 1.5), k=4)
-        arch["sr_ratios"] = rng.choices((1, 2, 8), k=4)
+    keys = next(iter(FAMILIES[family].backbone.arch_zoo.values()))
+    arch = {key: rng.choices((1, 2, 1.5) if key == "mlp_ratios" else (1, 2), k=4) for key in keys}
+    arch["num_heads"] = num_heads
+    arch["embed_dims"] = [heads * 2 * rng.randint(1, 4) for heads in num_heads]
     return {key: rng.choice((list, tuple, np.array))(values) for key, values in arch.items()}
 
 
@@ -66,7 +62,7 @@ def draw(rng, family):
         "with_cp": [True, False, np.bool_(True)],
         "init_cfg": [None, {}, constant, [constant]],
         "pretrained": [None],
-        **FAMILIES[family],
+        **OWN.get(family, {}),
     }
     arguments = {key: rng.choice(values) for key, values in choices.items() if rng.random() < 0.7}
     return {**arguments, "arch": draw_arch(rng, family)}
@@ -77,7 +73,7 @@ def test_right_arguments_give_the_promised_shapes(seed):
     rng = random.Random(seed)
     family = rng.choice(list(FAMILIES))
     arguments = draw(rng, family)
-    backbone = family(**arguments)
+    backbone = FAMILIES[family].backbone(**arguments)
     backbone.init_weights()
     size = rng.randint(1, 70), rng.randint(1, 70)
     images = torch.randn(rng.randint(1, 2), int(arguments.get("in_channels", 3)), *size)
@@ -103,8 +99,7 @@ def damage_arch(rng, arch):
 @pytest.mark.parametrize("name", [*WRONG, "arch's numbers", "arch's heads"])
 def test_a_wrong_argument_is_named_in_one_line(name):
     rng = random.Random(0)
-    families = [x for x in FAMILIES if name in {*FAMILIES[x], *draw(rng, x)} or name not in WRONG]
-    families = families or list(FAMILIES)
+    families = [family for family, own in OWN.items() if name in own] or list(FAMILIES)
     for value in WRONG.get(name, [None] * 30):
         family = rng.choice(families)
         arguments, expected = draw(rng, family), name
@@ -118,7 +113,7 @@ def test_a_wrong_argument_is_named_in_one_line(name):
         else:
             arguments[name] = value
         with pytest.raises(ValueError, match=expected) as caught:
-            family(**arguments)
+            FAMILIES[family].backbone(**arguments)
         assert "\n" not in str(caught.value)
 
 

@@ -4,31 +4,25 @@ import pytest
 import timm
 import torch
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS
 from timm.utils.model import reparameterize_model
 
 from slide_mm.checkpoints import CheckpointError
-from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
+from slide_mm.layers import SlideAttention
+from slide_mm.models import FAMILIES, SlidePVTv2
+from tests.models.archs import FAMILY, STRIDES, build, narrow
 
-FAMILIES = (SlideSwin, SlidePVT, SlidePVTv2)
-ARCHS = [(family, arch) for family in FAMILIES for arch in family.arch_zoo]
-SMALLEST = [(family, next(iter(family.arch_zoo))) for family in FAMILIES]
-# Larger ones differ in numbers alone.
-LARGER_SLOW = [
-    pytest.param(*arch, marks=() if arch in SMALLEST else pytest.mark.slow) for arch in ARCHS
-]
 SIZES = [(1, 1), (31, 57), (224, 224), (333, 500), (64, 2048)]
-STRIDES = (4, 8, 16, 32)
 
 
-def build(family, arch, **options):
-    torch.manual_seed(0)
-    return family(arch=arch, **options)
-
-
-@pytest.mark.parametrize(("family", "arch"), LARGER_SLOW)
+@FAMILY
+@pytest.mark.parametrize("arch", ["narrow", pytest.param("published", marks=pytest.mark.slow)])
 def test_every_arch_takes_every_size_and_deploys(family, arch):
-    backbone = build(family, arch, drop_path_rate=0.0)
+    archs = [narrow(family)] if arch == "narrow" else family.backbone.arch_zoo
+    for arch in archs:
+        assert_takes_every_size_and_deploys(build(family, arch=arch, drop_path_rate=0.0))
+
+
+def assert_takes_every_size_and_deploys(backbone):
     parameters = sum(p.numel() for p in backbone.parameters())
     images = [torch.randn(1, 3, *size) for size in SIZES]
     with torch.no_grad():
@@ -44,18 +38,18 @@ def test_every_arch_takes_every_size_and_deploys(family, arch):
     assert sum(p.numel() for p in deployed.parameters()) < parameters
 
 
-@pytest.mark.parametrize(("family", "arch"), ARCHS)
-def test_gradients_reach_every_parameter(family, arch):
-    backbone = build(family, arch, drop_path_rate=0.0)
+@FAMILY
+def test_gradients_reach_every_parameter(family):
+    backbone = build(family, drop_path_rate=0.0)
     sum(output.square().sum() for output in backbone(torch.randn(1, 3, 96, 96))).backward()
     starved = [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.any()]
     assert not starved
 
 
-@pytest.mark.parametrize(("family", "arch"), SMALLEST)
+@FAMILY
 @pytest.mark.parametrize("frozen_stages", [0, 2, 4])
-def test_frozen_stages_really_freeze(family, arch, frozen_stages):
-    backbone = build(family, arch, frozen_stages=frozen_stages, drop_path_rate=0.5).train()
+def test_frozen_stages_really_freeze(family, frozen_stages):
+    backbone = build(family, frozen_stages=frozen_stages, drop_path_rate=0.5).train()
     frozen = ("stages.0.downsample", *(f"stages.{i}." for i in range(frozen_stages)))
     frozen += tuple(f"out_norms.{i}." for i in range(frozen_stages))
     for name, parameter in backbone.named_parameters():
@@ -81,12 +75,12 @@ def saved_bytes(function):
     return sum(storages.values()), output
 
 
-@pytest.mark.parametrize(("family", "arch"), SMALLEST)
-def test_checkpointing_saves_memory_and_changes_no_gradient(family, arch):
+@FAMILY
+def test_checkpointing_saves_memory_and_changes_no_gradient(family):
     images = torch.randn(1, 3, 96, 64)
     memory, gradients = {}, {}
     for with_cp in (False, True):
-        backbone = build(family, arch, with_cp=with_cp, drop_path_rate=0.0)
+        backbone = build(family, with_cp=with_cp, drop_path_rate=0.0)
         memory[with_cp], outputs = saved_bytes(lambda model=backbone: model(images))
         sum(output.square().mean() for output in outputs).backward()
         gradients[with_cp] = [parameter.grad for parameter in backbone.parameters()]
@@ -95,10 +89,11 @@ def test_checkpointing_saves_memory_and_changes_no_gradient(family, arch):
         torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("family", "arch"), SMALLEST)
+@FAMILY
 @pytest.mark.parametrize("deploy", [False, True])
-def test_state_dict_round_trip_is_exact(family, arch, deploy, tmp_path):
-    first, second = build(family, arch), family(arch=arch)
+def test_state_dict_round_trip_is_exact(family, deploy, tmp_path):
+    first = build(family)
+    second = family.backbone(narrow(family))
     if deploy:
         first, second = reparameterize_model(first), reparameterize_model(second)
     torch.save(first.state_dict(), tmp_path / "weights.pth")
@@ -108,27 +103,23 @@ def test_state_dict_round_trip_is_exact(family, arch, deploy, tmp_path):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("family", "arch"), SMALLEST)
-def test_out_indices_choose_stages(family, arch):
+@FAMILY
+def test_out_indices_choose_stages(family):
     image = torch.randn(1, 3, 64, 64)
-    everything = build(family, arch).eval()
-    some = build(family, arch, out_indices=(2, 0)).eval()
+    everything = build(family).eval()
+    some = build(family, out_indices=(2, 0)).eval()
     some.load_state_dict(everything.state_dict(), strict=False)
     assert len(some.stages) == 3
     for ours, theirs in zip(some(image), [everything(image)[i] for i in (0, 2)], strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_slide_stages_choose_the_mixer():
-    for stages in ((), (0,), (1, 3), (0, 1, 2, 3)):
-        backbone = SlideSwin(arch="tiny", slide_stages=stages)
-        sliding = {
-            i
-            for i, stage in enumerate(backbone.stages)
-            for block in stage.blocks
-            if type(block.mixer).__name__ == "SlideAttention"
-        }
-        assert sliding == set(stages)
+@FAMILY
+@pytest.mark.parametrize("slide_stages", [(), (0,), (1, 3), (0, 1, 2, 3)])
+def test_slide_stages_choose_the_mixer(family, slide_stages):
+    stages = build(family, slide_stages=slide_stages).stages
+    sliding = [{isinstance(block.mixer, SlideAttention) for block in x.blocks} for x in stages]
+    assert sliding == [{index in slide_stages} for index in range(4)]
 
 
 def test_features_move_with_the_image():
@@ -137,7 +128,7 @@ def test_features_move_with_the_image():
     image = torch.randn(1, 3, 160, 160)
     moved = image.roll((8, 8), dims=(2, 3))
     for slide_stages, equivariant in (((0, 1), True), ((), False)):
-        backbone = SlideSwin(arch="tiny", slide_stages=slide_stages, out_indices=(1,)).eval()
+        backbone = build(FAMILIES["slide-swin"], slide_stages=slide_stages, out_indices=(1,)).eval()
         with torch.no_grad():
             here, there = backbone(image)[0], backbone(moved)[0]
         inner = slice(7, -7)
@@ -145,27 +136,26 @@ def test_features_move_with_the_image():
         assert (error < 1e-4) == equivariant
 
 
-def test_pretrained_weights_of_a_detector_are_loaded(tmp_path):
-    source = SlidePVTv2(arch="b0")
-    weights = {f"backbone.{name}": tensor for name, tensor in source.state_dict().items()}
+@FAMILY
+def test_pretrained_weights_of_a_detector_are_loaded(family, tmp_path):
+    source = build(family).state_dict()
+    weights = {f"backbone.{name}": tensor for name, tensor in source.items()}
     torch.save({"state_dict": {**weights, "head.weight": torch.zeros(1)}}, tmp_path / "d.pth")
     init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "d.pth"), "prefix": "backbone."}
     for out_indices in ((0, 1, 2, 3), (0,)):
-        backbone = SlidePVTv2(arch="b0", out_indices=out_indices, init_cfg=init_cfg)
+        backbone = family.backbone(narrow(family), out_indices=out_indices, init_cfg=init_cfg)
         backbone.init_weights()
-        for name, tensor in backbone.state_dict().items():
-            assert torch.equal(tensor, source.state_dict()[name])
+        assert all(torch.equal(x, source[name]) for name, x in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "other", [{"arch": "b1"}, {"arch": "b2"}], ids=["width", "width-and-depth"]
-)
-def test_pretrained_weights_of_another_architecture_are_refused(tmp_path, other):
-    torch.save(SlidePVTv2(**other).state_dict(), tmp_path / "other.pth")
-    backbone = SlidePVTv2(
-        arch="b0", init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "other.pth")}
-    )
-    with pytest.raises(CheckpointError, match=r"other\.pth does not fit SlidePVTv2") as caught:
+@FAMILY
+@pytest.mark.parametrize("key", ["embed_dims", "depths"])
+def test_pretrained_weights_of_another_architecture_are_refused(family, key, tmp_path):
+    arch = narrow(family)
+    other = arch | {key: tuple(2 * number for number in arch[key])}
+    torch.save(build(family, arch=other).state_dict(), tmp_path / "other.pth")
+    backbone = build(family, pretrained=str(tmp_path / "other.pth"))
+    with pytest.raises(CheckpointError, match=r"other\.pth does not fit") as caught:
         backbone.init_weights()
     assert "\n" not in str(caught.value)
 
@@ -186,18 +176,7 @@ def test_pretrained_weights_of_the_original_architecture_start_a_slide_backbone(
     assert not weights["stages.0.blocks.1.mixer.deformed_kernel"].any()
 
 
-def test_registered_for_every_library():
-    for family, arch in SMALLEST:
-        assert isinstance(MODELS.build({"type": family.__name__, "arch": arch}), family)
-
-
-def test_arch_can_be_a_dict():
-    arch = {"embed_dims": (16, 32, 64, 128), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}
-    outputs = SlideSwin(arch=arch, in_channels=4)(torch.randn(1, 4, 32, 32))
-    assert [output.shape[1] for output in outputs] == [16, 32, 64, 128]
-
-
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 4, 32, 32), (1, 1, 3, 32, 32)])
 def test_wrong_images_give_one_line(shape):
     with pytest.raises(ValueError, match=r"input has shape .*: give images as \(B, 3, H, W\)"):
-        SlidePVT(arch="tiny")(torch.zeros(shape))
+        build(FAMILIES["slide-pvt"])(torch.zeros(shape))

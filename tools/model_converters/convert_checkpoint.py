@@ -2,10 +2,18 @@
 
 import argparse
 
-from slide_mm.checkpoints import MIN_COVERAGE, SOURCES
-from slide_mm.engine import exit_on_user_error
+import torch
+
+from slide_mm.checkpoints import (
+    FORMATS,
+    MIN_COVERAGE,
+    SOURCES,
+    convert_checkpoint,
+    write_checkpoint,
+)
+from slide_mm.engine import ConfigError, exit_on_user_error
 from slide_mm.engine.command_line import OptionAction
-from slide_mm.engine.conversion import ARCHS, FORMATS, convert_checkpoint
+from slide_mm.models import build_backbone, list_archs
 
 EXAMPLE = """example:
   python tools/model_converters/convert_checkpoint.py swin_tiny_patch4_window7_224.pth \\
@@ -20,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("src", help="checkpoint to read")
     parser.add_argument("dst", help="checkpoint to write")
     parser.add_argument(
-        "--arch", required=True, metavar="FAMILY/ARCH", help=f"one of {', '.join(ARCHS)}"
+        "--arch", required=True, metavar="FAMILY/ARCH", help=f"one of {', '.join(list_archs())}"
     )
     parser.add_argument(
         "--source", choices=SOURCES, help="layout of the checkpoint (default: it is recognised)"
@@ -56,10 +64,31 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    with exit_on_user_error():
-        convert_checkpoint(**vars(parse_args()))
+def build_on_meta(args: argparse.Namespace) -> torch.nn.Module:
+    """Build the backbone without memory for its weights."""
+    options = dict(args.model_options or {})
+    if args.slide_stages is not None:
+        options["slide_stages"] = args.slide_stages
+    try:
+        with torch.device("meta"):
+            return build_backbone(args.arch, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--arch {args.arch} cannot be built: {error}") from error
+
+
+def convert(args: argparse.Namespace) -> None:
+    if not 0 <= args.min_coverage <= 1:
+        raise ConfigError(f"--min-coverage is {args.min_coverage}: give a fraction from 0 to 1")
+    backbone = build_on_meta(args)
+    conversion = convert_checkpoint(args.src, backbone, source=args.source, keep_classifier=True)
+    print(conversion.report)
+    conversion.report.require(args.min_coverage)
+    if not args.dry_run:
+        meta = {"arch": args.arch, "converted_from": conversion.report.source}
+        write_checkpoint(conversion.weights, args.dst, meta, args.file_format)
+        print(f"written to {args.dst}")
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        convert(parse_args())
