@@ -8,7 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from slide_mm.analysis import plot_runs, read_scalars, tile_pictures
+from torchvision.io import ImageReadMode, read_image
+from torchvision.utils import save_image
+
+from slide_mm.analysis import plot_runs, read_scalars
 from slide_mm.datasets import make_demo_scenes
 
 EXAMPLE = """example:
@@ -68,7 +71,8 @@ def run_demo(work_dir: Path, options: list[str]) -> None:
         "segmentation": sorted(segmentation.glob("pictures/vis_data/vis_image/*.*")),
     }
     for task, paths in pictures.items():
-        tile_pictures(paths[:NUM_PICTURES], work_dir / f"{task}.png")
+        images = [read_image(str(x), ImageReadMode.RGB) / 255 for x in paths[:NUM_PICTURES]]
+        save_image(images, work_dir / f"{task}.png", nrow=2, padding=0)
         scalars = percent_to_fraction(read_scalars(work_dir / task))
         names = ["loss", *(name for name in METRICS if name in scalars)]
         plot_runs({task: scalars}, work_dir / f"{task}_curves.png", names, METRICS)

@@ -3,7 +3,6 @@
 from slide_mm.analysis.complexity import Complexity, count_complexity, count_flops
 from slide_mm.analysis.logs import list_curves, plot_runs, read_scalars
 from slide_mm.analysis.model_index import fill_in_metafile, group_by_metafile
-from slide_mm.analysis.pictures import tile_pictures
 from slide_mm.analysis.tables import (
     TABLES,
     Row,
@@ -32,5 +31,4 @@ __all__ = [
     "plot_runs",
     "read_paper",
     "read_scalars",
-    "tile_pictures",
 ]

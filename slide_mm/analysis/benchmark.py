@@ -177,10 +177,10 @@ def run_benchmark(
         number = getattr(args, name)
         if number is not None and number < 1:
             raise ConfigError(f"--{name} is {number}: give a positive number")
-    check_output(args.out, PICTURES)
+    device = check_device(args.device)
     if args.json:
         check_output(args.json)
-    device = check_device(args.device)
+    check_output(args.out, PICTURES)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     report = measure(device)

@@ -24,12 +24,7 @@ _IMAGE_SIZES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}
 
 
 class Complexity(NamedTuple):
-    """Size of a model.
-
-    Attributes:
-        flops: Multiply-adds for one image.
-        params: Parameters, frozen ones included.
-    """
+    """A model's multiply-adds for one image, and its parameters, frozen ones included."""
 
     flops: int
     params: int
@@ -126,7 +121,7 @@ def get_flops(
 def count_complexity(
     model: nn.Module, image_size: tuple[int, int], channels: int = 3
 ) -> Complexity:
-    """Count a detector or a segmentor.
+    """Count a detector or a segmentor of MMDetection or MMSegmentation, on the device ``meta``.
 
     What runs at inference is counted: of detectors the heads too, without the selection of boxes,
     and with 1000 regions for the box heads and 100 for the mask heads, as MMDetection 2 did it and
@@ -134,7 +129,7 @@ def count_complexity(
     parameters count nonetheless.
 
     Args:
-        model: A model of MMDetection or MMSegmentation, on the device ``meta``.
+        model: The model.
         image_size: Height and width of the image, in pixels.
         channels: Channels of the image.
     """

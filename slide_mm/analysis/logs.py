@@ -3,9 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -40,7 +40,10 @@ def plot_logs(
             one that a run lacks, or the picture can't be written.
     """
     out = check_output(out, PICTURES)
-    scalars = {name: _read_training(folder) for name, folder in _name_runs(runs).items()}
+    scalars = {name: read_scalars(folder) for name, folder in _name_runs(runs).items()}
+    for name, run in scalars.items():
+        if not run:
+            raise ConfigError(f"{name} holds the log of a test, which has no curves: give a training")
     logged = {key: points for run in scalars.values() for key, points in run.items()}
     unknown = [key for key in keys or () if key not in logged]
     if unknown:
@@ -60,15 +63,6 @@ def _name_runs(runs: Sequence[str]) -> dict[str, str]:
         name or Path(path).relative_to(common).as_posix(): path
         for (name, _, _), path in zip(pairs, paths, strict=True)
     }
-
-
-def _read_training(run_dir: str) -> Scalars:
-    scalars = read_scalars(run_dir)
-    if not scalars:
-        raise ConfigError(
-            f"{run_dir} holds the log of a test, which has no curves: give a training"
-        )
-    return scalars
 
 
 def _find_target(
@@ -107,24 +101,18 @@ def read_scalars(run_dir: str | Path) -> Scalars:
         raise ConfigError(f"{run_dir} holds no log of a training: give its work folder")
     scalars: Scalars = {}
     for log in logs:
-        scalars = _join(scalars, _collect(_records(log)))
+        scalars = _join(scalars, _read_log(log))
     return scalars
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:  # A killed process leaves half a line.
-            continue
-
-
-def _collect(records: Iterator[dict[str, Any]]) -> Scalars:
+def _read_log(path: Path) -> Scalars:
     scalars: Scalars = {}
-    for record in records:
-        for name, value in record.items():
-            if name != "step" and "step" in record:
-                scalars.setdefault(name, []).append((record["step"], value))
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):  # A killed process leaves half a line.
+            record = json.loads(line)
+            step = record.pop("step", None)
+            for name, value in record.items() if step is not None else ():
+                scalars.setdefault(name, []).append((step, value))
     return scalars
 
 

@@ -16,13 +16,9 @@ ABSENT = object()
 
 @dataclass
 class CocoFile:
-    """What an annotation file holds.
+    """Images, annotations and categories of a file; annotations of a panoptic one are its segments.
 
-    Attributes:
-        images: Its images.
-        annotations: Its annotations; those of a panoptic file are its segments. Polygons are
-            arrays of float64 where they hold numbers alone.
-        categories: Its categories.
+    Polygons are arrays of float64 where they hold numbers alone.
     """
 
     images: list[dict[str, Any]]

@@ -13,8 +13,8 @@ from slide_mm.data_checks.coco_file import (
     is_absent,
 )
 from slide_mm.data_checks.coco_usage import Reading, Usage
-from slide_mm.data_checks.findings import Finding, Level, list_some
-from slide_mm.data_checks.reasons import EXPLANATIONS, IMAGE_REASONS, ImageReason
+from slide_mm.data_checks.findings import Finding, Level, fact, list_some, problem, refusal
+from slide_mm.data_checks.reasons import AREA, BOX, EXPLANATIONS, IMAGE_REASONS, ImageReason
 
 # Of so many annotations one may be damaged: COCO's own files have a few boxes without a side.
 _RARE = 1000
@@ -25,7 +25,7 @@ _OVERHANG = 0.01
 def describe_usage(
     path: str, file: CocoFile, usage: Usage, reading: Reading, name_key: str = "file_name"
 ) -> list[Finding]:
-    """All that is to be said of a file.
+    """All that is to be said of a file, of what is used of it as a dataset reads it.
 
     Args:
         path: Its path.
@@ -46,7 +46,7 @@ def describe_usage(
 
 def _count_images(file: CocoFile, usage: Usage) -> Iterator[Finding]:
     if not file.images:
-        yield Finding(Level.PROBLEM, "it lists no images")
+        yield problem("it lists no images")
         return
     text = f"{len(file.images)} images"
     text += _list_unused(usage.image_reasons, IMAGE_REASONS)
@@ -54,7 +54,7 @@ def _count_images(file: CocoFile, usage: Usage) -> Iterator[Finding]:
     empty = int((usage.image_used & (counts == 0)).sum())
     if empty and file.annotations:
         text += f"; {empty} are used without an object"
-    yield Finding(Level.FACT, text)
+    yield fact(text)
 
 
 def _count_annotations(usage: Usage) -> Iterator[Finding]:
@@ -67,7 +67,7 @@ def _count_annotations(usage: Usage) -> Iterator[Finding]:
         text += f" of {len(labels)} classes"
         text += f" (never: {list_some(absent)})" if absent else ""
     briefs = {reason: explanation.brief for reason, explanation in EXPLANATIONS.items()}
-    yield Finding(Level.FACT, text + _list_unused(usage.reasons, briefs))
+    yield fact(text + _list_unused(usage.reasons, briefs))
 
 
 def _list_unused(reasons: np.ndarray, briefs: Mapping[int, str]) -> str:
@@ -85,8 +85,7 @@ def _check_images(path: str, file: CocoFile, usage: Usage, name_key: str) -> Ite
         lacking = np.flatnonzero(is_absent(column(file.images, key)))
         if lacking.size:
             example = {k: v for k, v in file.images[lacking[0]].items() if k in ("id", name_key)}
-            yield Finding(
-                Level.REFUSAL,
+            yield refusal(
                 f"{lacking.size} of {total} images in {path} have no {key!r} (for example "
                 f"{example}): add it to each",
             )
@@ -94,8 +93,7 @@ def _check_images(path: str, file: CocoFile, usage: Usage, name_key: str) -> Ite
     if lost.size:
         first = ids[lost[0]]
         names = [str(x.get(name_key)) for x in file.images if x.get("id") == first]
-        yield Finding(
-            Level.REFUSAL,
+        yield refusal(
             f"{lost.size} of {total} images in {path} are lost, as a later one has their id (id "
             f"{first!r} is that of {list_some(names)}), which gets their boxes: give every image "
             "an id of its own, and its annotations too",
@@ -104,8 +102,7 @@ def _check_images(path: str, file: CocoFile, usage: Usage, name_key: str) -> Ite
     wrong = np.flatnonzero(given & ~(np.isfinite(usage.sizes) & (usage.sizes > 0)).all(1))
     if wrong.size:
         image = file.images[wrong[0]]
-        yield Finding(
-            Level.REFUSAL,
+        yield refusal(
             f"{wrong.size} of {total} images in {path} have a width or height that is no positive "
             f"number (for example image {ids[wrong[0]]!r}: {image['width']!r} x "
             f"{image['height']!r}): write their size in pixels",
@@ -117,8 +114,7 @@ def check_categories(
 ) -> Iterator[Finding]:
     """Compare a file's categories with the classes; see :func:`describe_usage`."""
     if isinstance(reading.classes, str):
-        yield Finding(
-            Level.REFUSAL,
+        yield refusal(
             f"metainfo.classes is the text {reading.classes!r}: write a tuple, "
             f"({reading.classes!r},)",
         )
@@ -126,12 +122,11 @@ def check_categories(
     for key in ("id", "name"):
         lacking = int(is_absent(column(file.categories, key)).sum())
         if lacking:
-            yield Finding(Level.REFUSAL, f"{lacking} categories in {path} have no {key!r}: add it")
+            yield refusal(f"{lacking} categories in {path} have no {key!r}: add it")
             return
     _, twice = index_ids(usage.categories)
     if twice.any():
-        yield Finding(
-            Level.REFUSAL,
+        yield refusal(
             f"{int(twice.sum())} categories in {path} have the id of another one (for example "
             f"{usage.categories[np.flatnonzero(twice)[0]]!r}): give each its own",
         )
@@ -146,8 +141,7 @@ def _compare_names(path: str, file: CocoFile, usage: Usage, reading: Reading) ->
     in_file = tuple(usage.names or column(file.categories, "name"))
     if sorted(usage.names) == sorted(classes):
         place = next(i for i, name in enumerate(classes) if usage.names[i] != name)
-        return Finding(
-            Level.REFUSAL,
+        return refusal(
             f"metainfo.classes is in another order than the categories of {path}, by which "
             f"MMDetection numbers labels: label {place} is {usage.names[place]!r} in the file and "
             f"{classes[place]!r} in the config: set metainfo.classes to {_shorten(in_file)}",
@@ -161,8 +155,7 @@ def _compare_names(path: str, file: CocoFile, usage: Usage, reading: Reading) ->
         # Labels that the file has keep their numbers where only the last classes are missing.
         harmless = usage.names and usage.names == classes[: len(usage.names)]
         return Finding(Level.PROBLEM if harmless else Level.REFUSAL, text)
-    return Finding(
-        Level.REFUSAL,
+    return refusal(
         f"{path} has {len(usage.names)} categories for the config's {len(classes)} classes, "
         f"{_shorten(in_file)}: let every name occur once in both, in the same order",
     )
@@ -182,8 +175,7 @@ def _check_annotation_ids(
     lost &= ~is_absent(file.column("id"))
     if lost.any():
         example = file.annotations[np.flatnonzero(lost)[0]]["id"]
-        yield Finding(
-            Level.REFUSAL,
+        yield refusal(
             f"{int(lost.sum())} of {len(ids)} annotations in {path} have the id of another one "
             f"(for example {example!r}): give each its own",
         )
@@ -204,14 +196,13 @@ def _check_annotations(path: str, file: CocoFile, usage: Usage) -> Iterator[Find
     empty = np.flatnonzero(usage.empty_masks)
     if empty.size:
         example = show_annotation(file.annotations[empty[0]], "segmentation")
-        yield Finding(
-            Level.PROBLEM,
+        yield problem(
             f"{empty.size} of {total} annotations in {path} have a mask without a pixel of the "
             f"image (for example {example}): write polygons in pixels of the image",
         )
     overhang = int((usage.used & _reach_beyond(usage)).sum())
     if overhang:
-        yield Finding(Level.FACT, f"{overhang} boxes reach beyond their image")
+        yield fact(f"{overhang} boxes reach beyond their image")
 
 
 def _reach_beyond(usage: Usage) -> np.ndarray:
@@ -234,20 +225,16 @@ def show_annotation(annotation: dict[str, Any], key: str) -> str:
 
 
 def check_metric_keys(path: str, file: CocoFile, usage: Usage, masks: bool) -> Iterator[Finding]:
-    """What pycocotools needs of the annotations that it scores.
+    """What pycocotools needs of the annotations that it scores, and of their masks.
 
-    Args:
-        path: The metric's annotation file.
-        file: What it holds.
-        usage: What a dataset uses of it.
-        masks: Whether masks are scored.
+    A dataset's ``usage`` tells which those are.
     """
     scored = (usage.image_of >= 0) & (usage.label_of >= 0)
     total = int(scored.sum())
     needs = {
         "iscrowd": 'add "iscrowd": 0 to each that is one object',
-        "area": "add the mask's area, or the box's width x height",
-        "bbox": "add [left, top, width, height] in pixels",
+        "area": f"add {AREA}",
+        "bbox": f"add {BOX}",
     }
     if masks:
         needs["segmentation"] = "add masks, or set the metric to 'bbox' alone"
@@ -259,15 +246,13 @@ def check_metric_keys(path: str, file: CocoFile, usage: Usage, masks: bool) -> I
         rows = np.flatnonzero(scored & lacking)
         if rows.size:
             example = show_annotation(file.annotations[rows[0]], key)
-            yield Finding(
-                Level.REFUSAL,
+            yield refusal(
                 f"{rows.size} of {total} annotations in {path} have no {key!r} (for example "
                 f"{example}), and CocoMetric needs it: {advice}",
             )
     zeros = sum(x is not True and x == 0 for x in file.column("id"))
     if zeros:
-        yield Finding(
-            Level.PROBLEM,
+        yield problem(
             f"an annotation in {path} has the id 0, which pycocotools takes for none: finding it "
             "counts as an error; begin at 1",
         )

@@ -105,7 +105,9 @@ def find_usage(file: CocoFile, reading: Reading) -> Usage:
         [as_numbers(column(file.images, key))[0] for key in ("width", "height")], axis=1
     )
     image_of = find_ids(file.column("image_id"), index)
-    label_of = find_ids(file.column("category_id"), _label_index(categories))
+    label_of = find_ids(
+        file.column("category_id"), {category: label for label, category in enumerate(categories)}
+    )
     boxes, four_numbers = as_boxes(file.column("bbox"))
     usage = Usage(
         *(categories, names, lost * np.int8(ImageReason.LOST), image_of, label_of),
@@ -134,10 +136,6 @@ def _choose_categories(file: CocoFile, reading: Reading) -> tuple[list[Any], lis
     return column(categories, "id"), column(categories, "name")
 
 
-def _label_index(categories: list[Any]) -> dict[Any, int]:
-    return {category: label for label, category in enumerate(categories)}
-
-
 def _give(usage: Usage, reason: Reason, where: np.ndarray) -> None:
     """Give a reason to the annotations that have none yet."""
     usage.reasons[where & usage.used] = reason
@@ -160,7 +158,10 @@ def _find_unloaded(
     _give(usage, Reason.NO_BOX, is_absent(file.column("bbox")))
     _give(usage, Reason.BAD_BOX, ~four_numbers)
     _find_bad_boxes(usage, reading)
-    _find_bad_areas(usage, file)
+    areas, numeric = as_numbers(file.column("area"))
+    _give(usage, Reason.NO_AREA, is_absent(file.column("area")))
+    _give(usage, Reason.BAD_AREA, ~numeric | np.isnan(areas))
+    _give(usage, Reason.ZERO_AREA, areas <= 0)
     small = (usage.boxes[:, 2:] < 1).any(1)
     _give(usage, Reason.FRACTIONS, small & ((usage.boxes >= 0) & (usage.boxes <= 1)).all(1))
     _give(usage, Reason.SMALL_BOX, small)
@@ -180,14 +181,6 @@ def _find_bad_boxes(usage: Usage, reading: Reading) -> None:
     with np.errstate(invalid="ignore"):  # Infinity minus infinity.
         overlap = np.minimum(corners + sides, usage.image_sizes) - np.maximum(corners, 0)
     _give(usage, Reason.OUTSIDE, ~(overlap > 0).all(1))
-
-
-def _find_bad_areas(usage: Usage, file: CocoFile) -> None:
-    values = file.column("area")
-    areas, numeric = as_numbers(values)
-    _give(usage, Reason.NO_AREA, is_absent(values))
-    _give(usage, Reason.BAD_AREA, ~numeric | np.isnan(areas))
-    _give(usage, Reason.ZERO_AREA, areas <= 0)
 
 
 def _leave_out_images(usage: Usage, file: CocoFile, reading: Reading, crowds: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 
 class Level(IntEnum):
@@ -22,6 +23,9 @@ class Finding:
 
     level: Level
     text: str
+
+
+fact, problem, refusal = (partial(Finding, level) for level in Level)
 
 
 def list_some(items: list[str], most: int = 5) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from slide_mm.data_checks.findings import Finding, Level, list_some
+from slide_mm.data_checks.findings import Finding, fact, list_some, problem, refusal
 
 
 def describe_listed(
@@ -27,10 +27,10 @@ def describe_listed(
     text = f"{len(listed)} images"
     if len(used) != len(listed):
         text += f", of which {len(used)} are used"
-    findings = [Finding(Level.FACT, text)]
+    findings = [fact(text)]
     maps = sum(bool(sample.get("seg_map_path")) for sample in used)
     if maps:
-        findings.append(Finding(Level.FACT, f"{maps} label maps, {len(classes)} classes"))
+        findings.append(fact(f"{maps} label maps, {len(classes)} classes"))
     if not any("instances" in sample for sample in used):
         return findings, None
     objects = [
@@ -44,7 +44,7 @@ def describe_listed(
         text += (
             f", of which {len(learned)} are used; not used: {len(objects) - len(learned)} ignored"
         )
-    findings.append(Finding(Level.FACT, text))
+    findings.append(fact(text))
     findings += _describe_labels([instance.get("bbox_label") for instance in learned], classes)
     findings += _check_boxes([(p, x["bbox"]) for p, x in objects if "bbox" in x])
     return findings, len(learned)
@@ -55,12 +55,12 @@ def _describe_labels(labels: Sequence[Any], classes: Sequence[str]) -> list[Find
     absent = [name for label, name in enumerate(classes) if label not in counts]
     findings = []
     if absent and counts:
-        findings.append(Finding(Level.FACT, f"classes that never occur: {list_some(absent)}"))
+        findings.append(fact(f"classes that never occur: {list_some(absent)}"))
     beyond = [label for label in counts if not 0 <= label < len(classes)] if classes else []
     if beyond:
         text = f"{sum(counts[x] for x in beyond)} annotations have a label beyond the config's "
         text += f"{len(classes)} classes, such as {max(beyond)}"
-        findings.append(Finding(Level.REFUSAL, text))
+        findings.append(refusal(text))
     return findings
 
 
@@ -75,4 +75,4 @@ def _check_boxes(boxes: Sequence[tuple[Any, Any]]) -> list[Finding]:
         return []
     path, box = four[wrong[0]]
     text = f"{wrong.size} of {len(boxes)} boxes have no area (for example {list(box)} in {path})"
-    return [Finding(Level.PROBLEM, text)]
+    return [problem(text)]

@@ -34,7 +34,7 @@ def check_masks(segmentations: Sequence[Any], sizes: np.ndarray) -> np.ndarray:
     """Say of every mask what a training makes of it.
 
     Args:
-        segmentations: COCO's ``segmentation`` of every object: polygons as lists or as arrays of
+        segmentations: COCO's ``segmentation`` of N objects: polygons as lists or as arrays of
             float64, run lengths, or anything.
         sizes: (N, 2) widths and heights of their images.
 

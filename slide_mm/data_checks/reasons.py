@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 from slide_mm.data_checks.findings import Level
+
+BOX, AREA = "[left, top, width, height] in pixels", "the mask's area, or the box's width x height"
 
 
 class Reason(IntEnum):
@@ -63,24 +66,17 @@ class Explanation:
 
     level: Level
     brief: str
-    why: str
-    advice: str
+    why: str = ""
+    advice: str = ""
     shows: str = "bbox"
 
 
+_fact, _problem, _refusal = (partial(Explanation, level) for level in Level)
+
+
 def _missing(key: str, advice: str) -> Explanation:
-    return Explanation(Level.REFUSAL, f"without {key}", f"have no {key!r}", advice)
+    return _refusal(f"without {key}", f"have no {key!r}", advice)
 
-
-def _fact(brief: str) -> Explanation:
-    return Explanation(Level.FACT, brief, "", "")
-
-
-def _of(level: Level):
-    return lambda *texts, **shows: Explanation(level, *texts, **shows)
-
-
-_problem, _refusal = _of(Level.PROBLEM), _of(Level.REFUSAL)
 
 EXPLANATIONS = {
     Reason.NO_ID: _missing("id", "number the annotations"),
@@ -99,49 +95,47 @@ EXPLANATIONS = {
         shows="iscrowd",
     ),
     Reason.IGNORED: _fact("marked ignore"),
-    Reason.NO_BOX: _missing("bbox", "add [left, top, width, height] in pixels"),
+    Reason.NO_BOX: _missing("bbox", f"add {BOX}"),
     Reason.BAD_BOX: _refusal(
         "with a bbox that is not four numbers",
         "have a bbox that is not four numbers",
-        "write [left, top, width, height] in pixels",
+        f"write {BOX}",
     ),
     Reason.NAN_BOX: _problem(
-        "with NaN in the bbox",
-        "have NaN in their bbox and are not used",
-        "write [left, top, width, height] in pixels",
+        "with NaN in the bbox", "have NaN in their bbox and are not used", f"write {BOX}"
     ),
     Reason.FLAT_BOX: _problem(
         "with a side of 0 or less",
         "have a bbox with a side of 0 or less and are not used",
-        "write [left, top, width, height] in pixels",
+        f"write {BOX}",
     ),
     Reason.OUTSIDE: _problem(
         "outside the image",
         "have a bbox outside their image and are not used",
-        "write [left, top, width, height] in pixels of the image",
+        f"write {BOX} of the image",
     ),
-    Reason.NO_AREA: _missing("area", "add the mask's area, or the box's width x height"),
+    Reason.NO_AREA: _missing("area", f"add {AREA}"),
     Reason.BAD_AREA: _refusal(
         "with an area that is no number",
         "have an area that is no number",
-        "write the mask's area, or the box's width x height",
+        f"write {AREA}",
         shows="area",
     ),
     Reason.ZERO_AREA: _problem(
         "with area 0 or less",
         "have an area of 0 or less and are not used",
-        "write the mask's area, or the box's width x height",
+        f"write {AREA}",
         shows="area",
     ),
     Reason.FRACTIONS: _problem(
         "in fractions of the image",
         "have a bbox in fractions of the image and are not used, as its sides are below one pixel",
-        "write [left, top, width, height] in pixels",
+        f"write {BOX}",
     ),
     Reason.SMALL_BOX: _problem(
         "with a side below one pixel",
         "have a bbox with a side below one pixel and are not used",
-        "write [left, top, width, height] in pixels, or remove them",
+        f"write {BOX}, or remove them",
     ),
     Reason.UNKNOWN_CATEGORY: _refusal(
         "of unknown categories",
@@ -151,9 +145,7 @@ EXPLANATIONS = {
     ),
     Reason.OTHER_CLASS: _fact("of classes that the config lacks"),
     Reason.INFINITE_BOX: _refusal(
-        "with an infinite bbox",
-        "have an infinite bbox, which makes losses NaN",
-        "write [left, top, width, height] in pixels",
+        "with an infinite bbox", "have an infinite bbox, which makes losses NaN", f"write {BOX}"
     ),
     Reason.LEFT_OUT: _fact("in images that are left out"),
     Reason.NO_MASK: _refusal(

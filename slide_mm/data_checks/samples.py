@@ -51,14 +51,9 @@ def sample_paths(sample: Mapping[str, Any]) -> list[str]:
 
 @dataclass
 class Seen:
-    """What reading a sample found.
+    """What reading a sample found: a broken file with its problem, and the labels in its map.
 
-    Attributes:
-        path: The file that something is wrong with, or None.
-        problem: What is wrong with it.
-        labels: Labels of its map that occur.
-        ignored: Pixels of its map that are ignored.
-        pixels: Pixels of its map.
+    Some of the map's pixels are ignored.
     """
 
     path: str | None = None

@@ -207,17 +207,14 @@ def _compare_strides(model: nn.Module, maps: Sequence[Tensor]) -> Iterator[str]:
             continue
         # Extractors of regions take the first maps, heads all of them.
         taken = given if generator else given[: len(strides)]
-        if len(taken) != len(strides) or not all(map(_is_about, taken, strides)):
+        # Strides that are wrong differ by a stage or more.
+        is_near = (abs(math.log2(x / y)) < 0.5 for x, y in zip(taken, strides, strict=False))
+        if len(taken) != len(strides) or not all(is_near):
             yield (
                 f"model.{name} is made for maps of the strides {strides}, and the maps that reach "
                 f"it have {[round(stride) for stride in taken]}: set them, or the backbone's "
                 "out_indices and the neck's start_level, so that both are the same"
             )
-
-
-def _is_about(first: float, second: float) -> bool:
-    """Whether two strides differ by less than from one stage to the next."""
-    return abs(math.log2(first / second)) < 0.5
 
 
 def find_unused_parameters(model: nn.Module) -> list[str]:

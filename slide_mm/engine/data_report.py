@@ -248,11 +248,3 @@ def _describe_labels(seen: list[Seen], split: str, classes: Any) -> Iterator[Fin
             f"the label maps show {only} alone, and {ignored / pixels:.1%} of their pixels are "
             "ignored: number the classes from 0 (from 1 with reduce_zero_label=True); 255 is none",
         )
-
-
-def format_data_report(report: DatasetReport) -> str:
-    """Lay a report out as lines of text."""
-    lines = [f"{report.key} ({report.type})" if report.type else report.key]
-    lines += [f"  {fact}" for fact in report.facts]
-    lines += [f"  problem: {problem}" for problem in report.problems]
-    return "\n".join(lines)

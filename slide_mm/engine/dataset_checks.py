@@ -19,12 +19,17 @@ from slide_mm.data_checks.coco_findings import (
     describe_usage,
 )
 from slide_mm.data_checks.coco_usage import Reading, Usage, find_usage
-from slide_mm.data_checks.findings import Finding, Level, list_some
+from slide_mm.data_checks.findings import Finding, Level, list_some, problem, refusal
 from slide_mm.data_checks.listed import describe_listed
 from slide_mm.data_checks.reasons import Reason
 from slide_mm.data_checks.samples import Sample, find_missing, sample_paths
 from slide_mm.engine.config import iter_evaluators, iter_nodes, type_name
 from slide_mm.engine.data_paths import find_missing_paths, is_local
+
+_COCO_DATASETS = (
+    *("CocoDataset", "CocoPanopticDataset", "LVISV05Dataset", "LVISV1Dataset"),
+    "Objects365V1Dataset",
+)
 
 
 @dataclass
@@ -47,6 +52,11 @@ class DatasetReport:
     samples: list[Sample] = field(default_factory=list)
     num_objects: int | None = None
 
+    def __str__(self) -> str:
+        lines = [f"{self.key} ({self.type})" if self.type else self.key]
+        lines += [f"  {fact}" for fact in self.facts]
+        return "\n".join([*lines, *(f"  problem: {problem}" for problem in self.problems)])
+
     @property
     def facts(self) -> list[str]:
         """Lines on what is there."""
@@ -63,14 +73,7 @@ class DatasetReport:
 
 
 def check_dataset(cfg: Config, split: str, key: str, config: ConfigDict) -> DatasetReport:
-    """Look at a dataset's folders and annotations, its images unread.
-
-    Args:
-        cfg: The config.
-        split: ``'train'``, ``'val'`` or ``'test'``.
-        key: Where the config describes the dataset.
-        config: Its part of the config.
-    """
+    """Look at the folders and annotations of a split's dataset, its images unread."""
     report = DatasetReport(key, type_name(config))
     missing = find_missing_paths(key, config)
     for line in [missing["data_root"]] if "data_root" in missing else missing.values():
@@ -108,21 +111,11 @@ def build_dataset(cfg: Config, config: ConfigDict) -> Any:
 
 def is_coco(dataset: BaseDataset) -> bool:
     """Whether a dataset reads COCO's format by MMDetection's own rules, which are known here."""
-    if not any(kind.__module__ == "mmdet.datasets.coco" for kind in type(dataset).__mro__):
-        return False
-    from mmdet.datasets import coco, coco_panoptic, lvis, objects365
-
-    known = (
-        coco.CocoDataset,
-        coco_panoptic.CocoPanopticDataset,
-        lvis.LVISV05Dataset,
-        lvis.LVISV1Dataset,
-        objects365.Objects365V1Dataset,
-    )
-    methods = ("load_data_list", "parse_data_info")
+    methods = [getattr(type(dataset), x, None) for x in ("load_data_list", "parse_data_info")]
     return all(
-        any(getattr(type(dataset), name) is getattr(kind, name) for kind in known)
-        for name in methods
+        getattr(method, "__module__", "").startswith("mmdet.datasets.")
+        and method.__qualname__.partition(".")[0] in _COCO_DATASETS
+        for method in methods
     )
 
 
@@ -188,7 +181,7 @@ def _check_metrics(
                     scored = read_coco(path)
             except (OSError, ValueError) as error:
                 text = f"{ann_file}, which the metric scores, cannot be read: {error}"
-                yield Finding(Level.REFUSAL, text)
+                yield refusal(text)
                 continue
             scored_usage = find_usage(scored, reading)
             yield from check_categories(ann_file, scored, scored_usage, reading)
@@ -197,8 +190,7 @@ def _check_metrics(
         yield from check_metric_keys(ann_file, scored, scored_usage, masks="segm" in kinds)
         unlike = count_unlike_images(usage, file, scored)
         if unlike:
-            yield Finding(
-                Level.PROBLEM,
+            yield problem(
                 f"the dataset and {ann_file}, which the metric scores, differ in {unlike} images: "
                 "those that the dataset lacks count as missed",
             )

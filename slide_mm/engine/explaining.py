@@ -52,10 +52,7 @@ def explain(error: BaseException, cfg: Any = None) -> str:
 class LoaderError(NamedTuple):
     """An exception of a loader's process.
 
-    Attributes:
-        kind: Name of its class.
-        message: What it says.
-        calls: File, line and source of each call, innermost last.
+    ``calls`` are file, line and source of each, innermost last.
     """
 
     kind: str
@@ -86,12 +83,9 @@ def _from_hook(error: BaseException) -> BaseException:
 
 
 def _module_of(path: str) -> str:
-    modules = list(sys.modules.items())
-    return next((name for name, module in modules if _file_of(module) == path), path)
-
-
-def _file_of(module: Any) -> Any:
-    return vars(module).get("__file__") if hasattr(module, "__dict__") else None
+    # Some modules' own __getattr__ would import others.
+    modules = [(name, vars(x)) for name, x in list(sys.modules.items()) if hasattr(x, "__dict__")]
+    return next((name for name, values in modules if values.get("__file__") == path), path)
 
 
 def _message_of(error: BaseException) -> str:

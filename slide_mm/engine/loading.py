@@ -23,14 +23,16 @@ MAX_BROKEN_IN_A_ROW = 10
 
 @TRANSFORMS.register_module()
 class PassOverUnreadable(BaseTransform):
-    """Load a file for training; where it is broken, warn and let the dataset take another.
+    """Load a file; where it is broken, warn and let the dataset take another, or end the run.
 
     Args:
         loading: Config of the transform that loads, such as ``dict(type='LoadImageFromFile')``.
+        refuse: Whether to end the run, as for validation and testing: figures must be of all.
     """
 
-    def __init__(self, loading: dict[str, Any]) -> None:
+    def __init__(self, loading: dict[str, Any], refuse: bool = False) -> None:
         self.loading = TRANSFORMS.build(loading)
+        self.refuse = refuse
         self.broken_in_a_row = 0
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
@@ -41,7 +43,8 @@ class PassOverUnreadable(BaseTransform):
 
         Raises:
             ConfigError: If loading fails and the files are sound, so that the config or the
-                annotations are wrong; or if one file after the other is broken.
+                annotations are wrong; or if a file is broken and ``refuse`` is set, or one file
+                after the other is broken.
         """
         given = dict(results)
         try:
@@ -63,41 +66,22 @@ class PassOverUnreadable(BaseTransform):
                 "sound: its annotations or the step's options are wrong; "
                 "tools/misc/check_data.py looks through all annotations"
             ) from error
-        self.tell_broken(broken[0], f"{step} failed ({reason})")
+        self._tell_broken(broken[0], f"{step} failed ({reason})")
 
-    def tell_broken(self, path: str, reason: str) -> None:
-        """Warn of a broken file.
-
-        Raises:
-            ConfigError: If there have been too many without a sound one between them.
-        """
+    def _tell_broken(self, path: str, reason: str) -> None:
+        if self.refuse:
+            raise ConfigError(
+                f"{path} is broken: {reason}; mend it or take it out of the annotations: figures "
+                "of a part of the images would not be comparable"
+            )
+        hint = "tools/misc/check_data.py finds all such files"
         self.broken_in_a_row += 1
         if self.broken_in_a_row > MAX_BROKEN_IN_A_ROW:
             raise ConfigError(
                 f"one file after the other is broken, {self.broken_in_a_row} now, the last "
-                f"{path}: {reason}; tools/misc/check_data.py finds all such files"
+                f"{path}: {reason}; {hint}"
             )
-        print_log(
-            f"passing over {path}: {reason}; tools/misc/check_data.py finds all such files",
-            logger="current",
-            level=logging.WARNING,
-        )
-
-
-@TRANSFORMS.register_module()
-class RefuseUnreadable(PassOverUnreadable):
-    """Load a file for validation or testing, which pass over nothing: figures must be of all."""
-
-    def tell_broken(self, path: str, reason: str) -> None:
-        """End the run.
-
-        Raises:
-            ConfigError: In any case.
-        """
-        raise ConfigError(
-            f"{path} is broken: {reason}; mend it or take it out of the annotations: figures of a "
-            "part of the images would not be comparable"
-        )
+        print_log(f"passing over {path}: {reason}; {hint}", logger="current", level=logging.WARNING)
 
 
 def is_broken(path: str) -> bool:
@@ -116,10 +100,10 @@ def is_broken(path: str) -> bool:
 def tell_broken_files(cfg: Config) -> None:
     """Let a training pass over broken images and label maps, and a test end with one line."""
     for split in ("train", "val", "test"):
-        kind = "PassOverUnreadable" if split == "train" else "RefuseUnreadable"
+        options = dict(type="PassOverUnreadable", refuse=split != "train")
         for _, dataset in iter_datasets(cfg, split):
             if "pipeline" in dataset:
                 dataset.pipeline = [
-                    dict(type=kind, loading=step) if type_name(step).startswith("Load") else step
+                    dict(options, loading=step) if type_name(step).startswith("Load") else step
                     for step in dataset.pipeline
                 ]

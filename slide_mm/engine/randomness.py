@@ -32,7 +32,11 @@ def make_repeatable(cfg: Config, meta: Mapping[str, Any] | None = None) -> None:
         meta: ``meta`` of the checkpoint that the training goes on from. Default: it starts anew.
     """
     meta = meta or {}
-    _take_seed(cfg, meta.get("seed"))
+    seed, randomness = meta.get("seed"), dict(cfg.get("randomness") or {})
+    if seed is not None:
+        if randomness.get("seed", seed) not in (None, seed):
+            log_once(f"going on with seed {seed} of the checkpoint, not {randomness['seed']}")
+        cfg.randomness = {**randomness, "seed": seed}
     iteration = meta.get("iter", 0)
     endless = _is_iter_based(cfg)
     done = iteration if endless else meta.get("batches_of_epoch", 0)
@@ -244,15 +248,6 @@ def _is_validation_due(loop: BaseLoop, batches_done: int) -> bool:
         now, end = loop.epoch, loop.max_epochs
     interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, now + 1) - 1]
     return now >= loop.val_begin and (now % interval == 0 or now == end)
-
-
-def _take_seed(cfg: Config, seed: int | None) -> None:
-    if seed is None:
-        return
-    randomness = dict(cfg.get("randomness") or {})
-    if randomness.get("seed", seed) not in (None, seed):
-        log_once(f"going on with seed {seed} of the checkpoint, not {randomness['seed']}")
-    cfg.randomness = {**randomness, "seed": seed}
 
 
 def _is_iter_based(cfg: Config) -> bool:

@@ -77,7 +77,8 @@ def _raise_on_sigterm() -> Iterator[None]:
     A process that a launcher has started dies at once, as the others wait for it; the launcher
     tells why.
     """
-    if threading.current_thread() is not threading.main_thread() or _is_launched():
+    is_launched = any(name in os.environ for name in _RANK_VARIABLES)
+    if threading.current_thread() is not threading.main_thread() or is_launched:
         yield
         return
     owner = os.getpid()
@@ -105,7 +106,3 @@ def _is_writing_error(error: Exception) -> bool:
 def launched_rank() -> int:
     """Rank of this process as its launcher has set it, 0 without one."""
     return next((int(os.environ[name]) for name in _RANK_VARIABLES if name in os.environ), 0)
-
-
-def _is_launched() -> bool:
-    return any(name in os.environ for name in _RANK_VARIABLES)

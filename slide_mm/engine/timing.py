@@ -18,14 +18,7 @@ _SLOW, _SLOW_ROUNDS = 1.0, 3
 
 
 class Spread(NamedTuple):
-    """Times of repeated runs, in milliseconds.
-
-    Attributes:
-        median: The middle one.
-        low: First quartile.
-        high: Third quartile.
-        rounds: How many there were.
-    """
+    """Median and quartiles of the times of so many runs, in milliseconds."""
 
     median: float
     low: float

@@ -24,23 +24,16 @@ Track = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 class Tile(NamedTuple):
-    """A part of an image, in rows and columns.
-
-    Attributes:
-        window: What the model sees.
-        core: The part of it that the tile labels; cores don't overlap.
-    """
+    """The window of an image that the model sees, and the core of it that it labels."""
 
     window: Window
     core: Window
 
 
 def make_tiles(size: tuple[int, int], tile_size: int) -> list[Tile]:
-    """Cover an image with overlapping square tiles.
+    """Cover an image (H, W) with overlapping square tiles, whose cores don't overlap.
 
-    Args:
-        size: Height and width of the image, in pixels.
-        tile_size: Side of a tile, in pixels; a side of the image that is shorter is not cut.
+    A side of the image that is shorter than a tile is not cut.
     """
     rows, columns = (_cut_side(side, tile_size) for side in size)
     return [Tile(*zip(row, column, strict=True)) for row in rows for column in columns]

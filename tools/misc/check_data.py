@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from slide_mm.engine import exit_on_user_error, format_data_report, inspect_data
+from slide_mm.engine import exit_on_user_error, inspect_data
 from slide_mm.engine.command_line import add_cfg_options, make_parser
 
 EXAMPLE = """example:
@@ -28,7 +28,7 @@ def main() -> int:
     with exit_on_user_error():
         args = parse_args()
         for report in inspect_data(args.config, args.cfg_options, args.workers):
-            print(format_data_report(report), flush=True)
+            print(report, flush=True)
             problems += len(report.problems)
     print(
         f"problems: {problems}; docs/data.md tells how the data is laid out" if problems else "ok"

@@ -23,13 +23,7 @@ where the image changes most."""
 
 
 class BlockWeights(NamedTuple):
-    """Attention weights of one sliding block.
-
-    Attributes:
-        name: The block's name.
-        stride: Pixels of the image from token to token.
-        weights: (H, W, num_heads, K*K), on the CPU.
-    """
+    """Attention weights (H, W, num_heads, K*K) of a block, its tokens ``stride`` pixels apart."""
 
     name: str
     stride: int
@@ -45,12 +39,7 @@ def sliding_blocks(model: HierarchicalBackbone) -> Iterator[tuple[str, Block]]:
 
 
 def check_attention(model: HierarchicalBackbone, photographs: Sequence[Photograph]) -> Section:
-    """Show the attention weights of every sliding block.
-
-    Args:
-        model: A backbone in evaluation mode with at least one sliding stage.
-        photographs: Images, each with its points of interest.
-    """
+    """Show the attention weights of every block that slides, of a backbone in evaluation mode."""
     numbers: dict[str, Any] = {}
     pictures: list[Picture] = []
     lines: list[list[str]] = []
@@ -79,12 +68,7 @@ def check_attention(model: HierarchicalBackbone, photographs: Sequence[Photograp
 
 @torch.inference_mode()
 def attention_weights(model: HierarchicalBackbone, image: Tensor) -> list[BlockWeights]:
-    """Compute the attention weights of all sliding blocks.
-
-    Args:
-        model: A backbone in evaluation mode.
-        image: (1, 3, H, W).
-    """
+    """Compute the attention weights of all sliding blocks for an image (1, 3, H, W)."""
     inputs: dict[str, Tensor] = {}
     handles = [
         block.mixer.register_forward_pre_hook(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from torch import nn
 
 from slide_mm.analysis.local_attention.attention import check_attention
@@ -116,7 +115,12 @@ def _load_models(
     cfg = load_config(config)
     require_keys(cfg, "this report", "model")
     model = check_model(cfg, pretrained=checkpoint is None)
-    sliding = _get_backbone(cfg, model)
+    sliding = getattr(model, "backbone", None)
+    if not isinstance(sliding, HierarchicalBackbone):
+        raise ConfigError(
+            f"the backbone of {cfg.filename} is a {type(sliding).__name__}: name the config of a "
+            "detector or segmentor on a backbone of slide_mm"
+        )
     if not sliding.slide_stages:
         raise ConfigError(f"no stage of the backbone of {config} slides: name a config that does")
     if checkpoint is not None:
@@ -130,16 +134,6 @@ def _load_models(
         # MMDetection's backbones don't return themselves from eval.
         backbone.to(device).requires_grad_(False).eval()
     return model, backbones
-
-
-def _get_backbone(cfg: Config, model: nn.Module) -> HierarchicalBackbone:
-    backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, HierarchicalBackbone):
-        raise ConfigError(
-            f"the backbone of {cfg.filename} is a {type(backbone).__name__}: name the config of a "
-            "detector or segmentor on a backbone of slide_mm"
-        )
-    return backbone
 
 
 def _load_against(config: str) -> nn.Module:

@@ -42,10 +42,10 @@ is quadratic. Dashed lines are the attention layers of a stage alone."""
 def check_cost(
     models: Mapping[str, nn.Module], sides: Sequence[int], device: torch.device
 ) -> Section:
-    """Measure what models cost at several sizes.
+    """Measure what backbones in evaluation mode cost at several sizes.
 
     Args:
-        models: Backbones by name, in evaluation mode; the first is compared with the others.
+        models: Two of them by name; the first is compared with the second.
         sides: Sides of square images, in pixels, at least two.
         device: Where to measure.
     """
@@ -130,10 +130,7 @@ def find_crossings(
 ) -> list[float]:
     """Find the sizes at which a ratio goes through 1, by interpolation of logarithms.
 
-    Args:
-        sides: Sides of square images, ascending.
-        ratios: A ratio for each, None where it is unknown.
-        noise: Ratios within so much of 1 are passed over.
+    Ratios within ``noise`` of 1 are passed over, and those that are None, of unknown costs.
     """
     known = [
         (math.log(side), math.log(ratio))

@@ -23,11 +23,7 @@ centre."""
 
 
 def check_deformed_shifts(model: HierarchicalBackbone) -> Section:
-    """Measure the centres of mass of each tap's merged kernel, in every sliding block.
-
-    Args:
-        model: A backbone with at least one sliding stage.
-    """
+    """Measure the centres of mass of each tap's merged kernel, in every sliding block."""
     kernels = {name: block.mixer.kernel.detach().cpu() for name, block in sliding_blocks(model)}
     numbers = {name: describe_shifts(kernel) for name, kernel in kernels.items()}
     lines = [

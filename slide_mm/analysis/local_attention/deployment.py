@@ -22,13 +22,7 @@ value of any output, relative to the largest value of that output."""
 def check_deployment(
     model: HierarchicalBackbone, sides: Sequence[int], device: torch.device
 ) -> Section:
-    """Compare the two forms in outputs and time.
-
-    Args:
-        model: A backbone in evaluation mode.
-        sides: Sides of square images, in pixels.
-        device: Where to measure.
-    """
+    """Compare the two forms of a backbone in outputs and time, on square images."""
     pickled = pickle.dumps(model)
     points = {side: run_if_it_fits(compare_forms, pickled, side, device) for side in sides}
     measured = {side: point for side, point in points.items() if point}

@@ -33,8 +33,7 @@ def check_equivariance(
     Args:
         models: Backbones by name, in evaluation mode.
         photographs: Images; errors are averaged over them.
-        fields: By model the numbers of each stage's receptive field, with its ``reach``; see
-            :func:`slide_mm.analysis.local_attention.receptive_field.check_receptive_field`.
+        fields: By model and stage, what ``describe_field`` says of the receptive field.
     """
     numbers: dict[str, Any] = {}
     maps: dict[str, list[Tensor]] = {}
@@ -92,11 +91,7 @@ def check_equivariance(
 
 @torch.inference_mode()
 def measure_changes(model: nn.Module, image: Tensor) -> list[tuple[Tensor, float]]:
-    """Move an image by one stride of each stage, and compare the stage's features.
-
-    Args:
-        model: A backbone in evaluation mode.
-        image: (1, 3, H, W).
+    """Move an image (1, 3, H, W) by one stride of each stage, and compare the stage's features.
 
     Returns:
         For each stage the change of every token in the middle of the map, (H', W'), relative to

@@ -46,14 +46,9 @@ def central_crop(image: Tensor, side: int) -> Tensor:
 
 
 def salient_points(pixels: np.ndarray, number: int) -> list[tuple[int, int]]:
-    """Find pixels where the image changes most, far from each other and from the border.
+    """Find pixels (x, y) where an image (H, W, 3) changes most.
 
-    Args:
-        pixels: (H, W, 3).
-        number: How many.
-
-    Returns:
-        (x, y) of each.
+    They are far from each other and from the border.
     """
     gray = torch.from_numpy(pixels).float().mean(-1)
     cell = max(1, min(gray.shape) // 64)

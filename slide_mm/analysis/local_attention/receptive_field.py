@@ -31,12 +31,7 @@ square outside which no pixel matters at all."""
 def check_receptive_field(
     models: Mapping[str, nn.Module], photographs: Sequence[Photograph]
 ) -> Section:
-    """Measure the effective receptive field of each stage.
-
-    Args:
-        models: Backbones by name, in evaluation mode.
-        photographs: Images; their points are looked at.
-    """
+    """Measure each stage's effective receptive field, at the photographs' points of interest."""
     crops = [
         crop_around(x.tensor, point, min(MAX_SIDE, *x.tensor.shape[2:]))
         for x in photographs
@@ -99,12 +94,8 @@ def crop_around(image: Tensor, point: tuple[int, int], side: int) -> Tensor:
 def measure_fields(model: nn.Module, crops: Sequence[Tensor]) -> list[Tensor]:
     """Root mean square gradient of the middle token of each stage, over crops and directions.
 
-    Args:
-        model: A backbone in evaluation mode.
-        crops: Squares (1, 3, side, side).
-
     Returns:
-        (side, side) for each stage.
+        (side, side) for each stage, of crops (1, 3, side, side).
     """
     generator = torch.Generator().manual_seed(0)
     energies: defaultdict[int, Tensor] = defaultdict(lambda: torch.zeros(crops[0].shape[2:]))

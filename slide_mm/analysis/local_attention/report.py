@@ -30,7 +30,7 @@ def render_html(
         title: Headline.
         facts: What was looked at, and where, by name.
         sections: Sections in their order.
-        pictures: PNG by name of the picture, for all pictures of the sections.
+        pictures: PNG by name, for all pictures of the sections.
     """
     links = "".join(f'<li><a href="#{x.name}">{escape(x.title)}</a></li>' for x in sections)
     body = "".join(_render_section(section, pictures) for section in sections)
@@ -45,9 +45,12 @@ def render_html(
 
 def _render_section(section: Section, pictures: Mapping[str, bytes]) -> str:
     findings = "".join(f"<li>{escape(finding)}</li>" for finding in section.findings)
-    figures = "".join(
-        _render_picture(picture.caption, pictures[picture.name]) for picture in section.pictures
-    )
+    figures = ""
+    for picture in section.pictures:
+        data = base64.b64encode(pictures[picture.name]).decode("ascii")
+        text = escape(picture.caption, quote=True)
+        figures += f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
+        figures += f"<figcaption>{text}</figcaption></figure>\n"
     return (
         f'<h2 id="{section.name}">{escape(section.title)}</h2>\n<p>{escape(section.text)}</p>\n'
         f"<ul>{findings}</ul>\n{_render_table(section.header, section.lines)}{figures}"
@@ -60,12 +63,3 @@ def _render_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>\n" for line in lines
     )
     return f'<div class="wide"><table><tr>{head}</tr>\n{rows}</table></div>\n'
-
-
-def _render_picture(caption: str, png: bytes) -> str:
-    data = base64.b64encode(png).decode("ascii")
-    text = escape(caption, quote=True)
-    return (
-        f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{text}</figcaption></figure>\n"
-    )

@@ -13,13 +13,7 @@ DPI = 110
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report.
-
-    Attributes:
-        name: Its file name, without a suffix.
-        caption: What it shows.
-        figure: The drawing.
-    """
+    """A figure of the report, with its file name, without a suffix, and what it shows."""
 
     name: str
     caption: str
@@ -42,9 +36,7 @@ class Section:
         text: What is measured, and how.
         numbers: All figures, ready for JSON.
         findings: What came out, one sentence each.
-        header: Names of the columns of its table.
-        lines: Cells of its table.
-        pictures: Its figures.
+        header: Names of its table's columns; ``lines`` are its cells.
     """
 
     name: str

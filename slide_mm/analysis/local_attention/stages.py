@@ -9,13 +9,7 @@ from slide_mm.models.backbone import HierarchicalBackbone
 
 
 class StageParts(NamedTuple):
-    """What a stage is made of.
-
-    Attributes:
-        first: The module that runs first.
-        last: The module that runs last.
-        mixers: Its attention layers.
-    """
+    """The modules of a stage that run first and last, and its attention layers."""
 
     first: nn.Module
     last: nn.Module
