@@ -43,7 +43,9 @@ def plot_logs(
     scalars = {name: read_scalars(folder) for name, folder in _name_runs(runs).items()}
     for name, run in scalars.items():
         if not run:
-            raise ConfigError(f"{name} holds the log of a test, which has no curves: give a training")
+            raise ConfigError(
+                f"{name} holds the log of a test, which has no curves: give a training"
+            )
     logged = {key: points for run in scalars.values() for key, points in run.items()}
     unknown = [key for key in keys or () if key not in logged]
     if unknown:
