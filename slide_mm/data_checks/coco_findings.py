@@ -225,9 +225,13 @@ def show_annotation(annotation: dict[str, Any], key: str) -> str:
 
 
 def check_metric_keys(path: str, file: CocoFile, usage: Usage, masks: bool) -> Iterator[Finding]:
-    """What pycocotools needs of the annotations that it scores, and of their masks.
+    """What pycocotools needs of the annotations that it scores.
 
-    A dataset's ``usage`` tells which those are.
+    Args:
+        path: The metric's annotation file.
+        file: What it holds.
+        usage: What a dataset uses of it.
+        masks: Whether masks are scored.
     """
     scored = (usage.image_of >= 0) & (usage.label_of >= 0)
     total = int(scored.sum())

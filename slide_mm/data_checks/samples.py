@@ -51,9 +51,9 @@ def sample_paths(sample: Mapping[str, Any]) -> list[str]:
 
 @dataclass
 class Seen:
-    """What reading a sample found: a broken file with its problem, and the labels in its map.
+    """What reading a sample found: a broken file and its problem, and what its label map holds.
 
-    Some of the map's pixels are ignored.
+    ``labels`` are those that occur; ``ignored`` and ``pixels`` are numbers of pixels.
     """
 
     path: str | None = None

@@ -213,9 +213,13 @@ def remove_files(out: Path, record: dict[str, Any]) -> None:
 def draw_mask(
     picture: np.ndarray, mask: dict[str, Any], color: Sequence[int], alpha: float
 ) -> None:
-    """Lay a colour with a white outline over the pixels of a mask, in a picture (H, W, 3), uint8.
+    """Lay a colour with a white outline over the pixels of a mask.
 
-    The mask is COCO's run lengths, the colour three numbers from 0 to 255, its opacity 0 to 1.
+    Args:
+        picture: (H, W, 3), uint8, is changed.
+        mask: COCO's run lengths, of the size of the picture.
+        color: Three numbers from 0 to 255.
+        alpha: Its opacity, from 0 to 1.
     """
     left, top, width, height = map(int, mask_utils.toBbox(mask))
     part = slice(top, top + height), slice(left, left + width)
