@@ -1,7 +1,6 @@
 """Whole backbones against those of other libraries; needs MMDetection."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +20,47 @@ DIRECTIONS = {"forward": "forward", "both": "forward + backward"}
 _SMALL = (64, 64)
 
 
-def _timm(name: str, size: tuple[int, int], fixed_size: bool = False) -> nn.Module:
-    options = {"img_size": size} if fixed_size else {}
+Build = Callable[[tuple[int, int]], nn.Module]
+
+
+def _timm(name: str, **options: Any) -> nn.Module:
     return timm.create_model(name, features_only=True, drop_path_rate=0.0, **options)
 
 
-def _any_size(
-    build: Callable[..., nn.Module], *args: Any, size: tuple[int, int], **options: Any
-) -> nn.Module:
-    return build(*args, drop_path_rate=0.0, **options)
-
-
-# By family, the arch to measure and what others have of it.
-_OTHERS: dict[str, tuple[str, dict[str, Callable[..., nn.Module]]]] = {
+# By family, the arch to measure and what others have of it, for images of a size.
+_OTHERS: dict[str, tuple[str, dict[str, Build]]] = {
     "slide-swin": (
         "tiny",
         {
-            "MMDetection's swin/tiny": partial(_any_size, SwinTransformer),
-            "timm's swin/tiny": partial(_timm, "swin_tiny_patch4_window7_224", fixed_size=True),
+            "MMDetection's swin/tiny": lambda _: SwinTransformer(drop_path_rate=0.0),
+            "timm's swin/tiny": lambda size: _timm("swin_tiny_patch4_window7_224", img_size=size),
         },
     ),
     "slide-pvt": (
         "tiny",
         {
-            "MMDetection's pvt/tiny": partial(
-                _any_size, PyramidVisionTransformer, num_layers=[2, 2, 2, 2]
+            "MMDetection's pvt/tiny": lambda _: PyramidVisionTransformer(
+                num_layers=[2, 2, 2, 2], drop_path_rate=0.0
             )
         },
     ),
-    "slide-pvtv2": ("b2", {"timm's pvtv2/b2": partial(_timm, "pvt_v2_b2")}),
+    "slide-pvtv2": ("b2", {"timm's pvtv2/b2": lambda _: _timm("pvt_v2_b2")}),
 }
 
 
-def _list_backbones(family: Family) -> dict[str, Callable[..., nn.Module]]:
+def _list_backbones(family: Family) -> dict[str, Build]:
     """Those of others, the original architecture, and ours."""
     arch, others = _OTHERS.get(family.name, (next(iter(family.backbone.arch_zoo)), {}))
     name = f"{family.name}/{arch}"
-    ours = partial(_any_size, build_backbone, name)
+
+    def ours(**options: Any) -> Build:
+        return lambda _: build_backbone(name, drop_path_rate=0.0, **options)
+
     return {
         **others,
-        f"{name}, slide_stages=()": partial(ours, slide_stages=()),
-        name: ours,
-        f"{name}, with_cp=True": partial(ours, with_cp=True),
+        f"{name}, slide_stages=()": ours(slide_stages=()),
+        name: ours(),
+        f"{name}, with_cp=True": ours(with_cp=True),
     }
 
 
@@ -105,7 +103,7 @@ def _measure(
     family: str, size: tuple[int, int], rounds: int, device: torch.device
 ) -> dict[str, Any]:
     backbones = FAMILIES[family]
-    runs = {name: _runs(build(size=size).to(device), size) for name, build in backbones.items()}
+    runs = {name: _runs(build(size).to(device), size) for name, build in backbones.items()}
     label = f"{family}, {size[0]}x{size[1]}"
     times = [
         measure_times(
@@ -127,9 +125,9 @@ def build_runs(
     family: str, name: str, size: tuple[int, int], device: torch.device
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Forward, and forward and backward, of a new backbone; both have run on a small image."""
-    for run in _runs(FAMILIES[family][name](size=_SMALL).to(device), _SMALL):
+    for run in _runs(FAMILIES[family][name](_SMALL).to(device), _SMALL):
         run()
-    return _runs(FAMILIES[family][name](size=size).to(device), size)
+    return _runs(FAMILIES[family][name](size).to(device), size)
 
 
 def _runs(model: nn.Module, size: tuple[int, int]) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -1,11 +1,6 @@
 """Reading and writing weights, converting other people's, telling whether they fit."""
 
-from slide_mm.checkpoints.compare import (
-    CheckpointMismatchError,
-    StateDictFit,
-    check_state_dict_fits,
-    compare_state_dicts,
-)
+from slide_mm.checkpoints.compare import CheckpointMismatchError, check_state_dict_fits
 from slide_mm.checkpoints.conversion import (
     MIN_COVERAGE,
     Conversion,
@@ -33,10 +28,8 @@ __all__ = [
     "ConversionReport",
     "Rule",
     "Source",
-    "StateDictFit",
     "check_state_dict_fits",
     "check_weights",
-    "compare_state_dicts",
     "convert_checkpoint",
     "convert_state_dict",
     "get_state_dict",

@@ -31,23 +31,6 @@ def _check_arch_values(name: str, values: Sequence) -> tuple:
     return tuple(take(name, number) for number in numbers)
 
 
-def hidden_dims_of(embed_dims: int, ratio: float, name: str = "arch's mlp_ratios") -> int:
-    """Channels inside an MLP.
-
-    Args:
-        embed_dims: Channels outside.
-        ratio: Channels inside over those.
-        name: The argument that ``ratio`` is.
-
-    Raises:
-        ValueError: If none is left.
-    """
-    hidden_dims = int(embed_dims * ratio)
-    if hidden_dims < 1:
-        raise refuse(name, ratio, f"give one that leaves channels in MLPs of width {embed_dims}")
-    return hidden_dims
-
-
 def check_stages(name: str, stages: Sequence[int]) -> tuple[int, ...]:
     """Take stages from 0, and put them in order.
 

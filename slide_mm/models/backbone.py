@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slide_mm.checkpoints import load_pretrained
-from slide_mm.layers import Block, SlideAttention
+from slide_mm.layers import Block, Mlp, SlideAttention
 from slide_mm.layers.arguments import flag, odd_number, rate, refuse, whole_number
 from slide_mm.models.arguments import (
     NUM_STAGES,
@@ -89,6 +89,8 @@ class HierarchicalBackbone(BaseModule):
 
     arch_zoo: ClassVar[dict[str, dict[str, Sequence]]]
     norm_eps: ClassVar[float] = 1e-5
+    mlp_type: ClassVar[type[nn.Module]] = Mlp
+    mlp_ratio: float = 4.0
     # The convolution that takes the image.
     first_conv: ClassVar[str] = "stages.0.downsample.proj"
 
@@ -199,9 +201,18 @@ class HierarchicalBackbone(BaseModule):
     def build_downsample(self, index: int, in_channels: int) -> nn.Module:
         """The layer at the head of a stage."""
 
-    @abstractmethod
     def build_mlp(self, index: int) -> nn.Module:
-        """The MLP of a stage's blocks."""
+        """The MLP of a stage's blocks: ``mlp_type``, wider inside by the arch's or one ratio."""
+        embed_dims = self.embed_dims[index]
+        name, ratio = "mlp_ratio", self.mlp_ratio
+        if "mlp_ratios" in self.arch:
+            name, ratio = "arch's mlp_ratios", self.arch["mlp_ratios"][index]
+        hidden_dims = int(embed_dims * ratio)
+        if hidden_dims < 1:
+            raise refuse(
+                name, ratio, f"give one that leaves channels in MLPs of width {embed_dims}"
+            )
+        return self.mlp_type(embed_dims, hidden_dims, drop=self.drop_rate)
 
     def build_position(self, index: int) -> nn.Module | None:
         """Position embedding of a stage, if the family has one."""

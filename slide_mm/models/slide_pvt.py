@@ -5,9 +5,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from slide_mm.checkpoints.sources import pvt
-from slide_mm.layers import AbsolutePositionEmbedding, Mlp, PatchEmbed, SpatialReductionAttention
+from slide_mm.layers import AbsolutePositionEmbedding, PatchEmbed, SpatialReductionAttention
 from slide_mm.layers.arguments import whole_number
-from slide_mm.models.arguments import hidden_dims_of
 from slide_mm.models.backbone import HierarchicalBackbone
 from slide_mm.models.families import register_family
 
@@ -57,8 +56,3 @@ class SlidePVT(HierarchicalBackbone):
         return AbsolutePositionEmbedding(
             self.embed_dims[index], size=self.pretrain_img_size // 2 ** (index + 2)
         )
-
-    def build_mlp(self, index: int) -> nn.Module:
-        embed_dims = self.embed_dims[index]
-        hidden_dims = hidden_dims_of(embed_dims, self.arch["mlp_ratios"][index])
-        return Mlp(embed_dims, hidden_dims, drop=self.drop_rate)

@@ -6,7 +6,6 @@ from torch import nn
 
 from slide_mm.checkpoints.sources import pvt_v2
 from slide_mm.layers import DepthwiseConvMlp, PatchEmbed, SpatialReductionAttention
-from slide_mm.models.arguments import hidden_dims_of
 from slide_mm.models.backbone import HierarchicalBackbone
 from slide_mm.models.families import register_family
 from slide_mm.models.slide_pvt import PVT_WIDTHS
@@ -33,6 +32,7 @@ class SlidePVTv2(HierarchicalBackbone):
         "b5": {**PVT_WIDTHS, "depths": (3, 6, 40, 3), "mlp_ratios": (4, 4, 4, 4)},
     }
     norm_eps = 1e-6
+    mlp_type = DepthwiseConvMlp
 
     def __init__(self, arch="b0", **kwargs: Any) -> None:
         super().__init__(arch, **kwargs)
@@ -43,11 +43,6 @@ class SlidePVTv2(HierarchicalBackbone):
     def build_downsample(self, index: int, in_channels: int) -> nn.Module:
         kernel_size, stride = (7, 4) if index == 0 else (3, 2)
         return PatchEmbed(in_channels, self.embed_dims[index], kernel_size, stride)
-
-    def build_mlp(self, index: int) -> nn.Module:
-        embed_dims = self.embed_dims[index]
-        hidden_dims = hidden_dims_of(embed_dims, self.arch["mlp_ratios"][index])
-        return DepthwiseConvMlp(embed_dims, hidden_dims, drop=self.drop_rate)
 
     def build_stage_norm(self, index: int) -> nn.Module:
         return nn.LayerNorm(self.embed_dims[index], eps=self.norm_eps)

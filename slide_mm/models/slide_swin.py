@@ -7,10 +7,10 @@ from timm.layers import to_ntuple
 from torch import nn
 
 from slide_mm.checkpoints.sources import swin
-from slide_mm.layers import Mlp, PatchEmbed, PatchMerging, ShiftedWindowAttention
+from slide_mm.layers import PatchEmbed, PatchMerging, ShiftedWindowAttention
 from slide_mm.layers.arguments import positive_number, refuse, whole_number
 from slide_mm.layers.window_attention import MAX_WINDOW_SIZE
-from slide_mm.models.arguments import NUM_STAGES, hidden_dims_of
+from slide_mm.models.arguments import NUM_STAGES
 from slide_mm.models.backbone import HierarchicalBackbone
 from slide_mm.models.families import register_family
 
@@ -75,11 +75,6 @@ class SlideSwin(HierarchicalBackbone):
         if index == 0:
             return PatchEmbed(in_channels, embed_dims, kernel_size=4, stride=4)
         return PatchMerging(in_channels, embed_dims)
-
-    def build_mlp(self, index: int) -> nn.Module:
-        embed_dims = self.embed_dims[index]
-        hidden_dims = hidden_dims_of(embed_dims, self.mlp_ratio, "mlp_ratio")
-        return Mlp(embed_dims, hidden_dims, drop=self.drop_rate)
 
     def build_out_norm(self, embed_dims: int) -> nn.Module:
         return nn.LayerNorm(embed_dims, eps=self.norm_eps)

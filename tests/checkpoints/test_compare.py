@@ -2,36 +2,32 @@ import pytest
 import torch
 from torch import nn
 
-from slide_mm.checkpoints import (
-    CheckpointMismatchError,
-    check_state_dict_fits,
-    compare_state_dicts,
-)
+from slide_mm.checkpoints import CheckpointMismatchError, check_state_dict_fits
 from slide_mm.models import SlidePVTv2
 
 
-def state_dict(**shapes):
-    return {name.replace("_", "."): torch.zeros(shape) for name, shape in shapes.items()}
-
-
-def test_counts_what_fits():
-    expected = state_dict(stem_weight=(4, 3), stem_bias=4, head_weight=(9, 4))
-    given = state_dict(stem_weight=(4, 3), stem_bias=8, stem_scale=1, neck_weight=(2, 2))
-    fit = compare_state_dicts(expected, given)
-    assert fit.num_fitting == 1
-    assert fit.mismatched == (("stem.bias", (8,), (4,)),)
-    assert fit.missing == ("head.weight",)
-    # The neck is not a part of the model, the stem is.
-    assert fit.unexpected == ("stem.scale",)
-    assert fit.fraction == 1 / 4
+def test_counts_what_fits_in_the_parts_of_the_model():
+    model = nn.ModuleDict({"stem": nn.Linear(3, 4), "head": nn.Linear(4, 9, bias=False)})
+    given = {"stem.weight": (4, 3), "stem.bias": (8,), "stem.scale": (1,), "neck.weight": (2, 2)}
+    given = {name: torch.zeros(shape) for name, shape in given.items()}
+    for name, problem in (
+        ("stem.bias", r"stem.bias is \(8,\) in the checkpoint and \(4,\) in the model"),
+        ("head.weight", "head.weight is not in the checkpoint"),
+        ("stem.scale", "stem.scale is not in the model"),
+    ):
+        with pytest.raises(CheckpointMismatchError, match=rf"of 4 tensors fit .*misfit: {problem}"):
+            check_state_dict_fits(model, given, "file")
+        given = {k: x for k, x in given.items() if k != name}
+        given |= {k: x for k, x in model.state_dict().items() if k == name}
+    check_state_dict_fits(model, given, "file")
 
 
 def test_counters_are_not_weights():
-    norm = nn.BatchNorm2d(3).state_dict()
-    older = {name: value for name, value in norm.items() if name != "num_batches_tracked"}
-    assert compare_state_dicts(norm, older).fraction == 1
-    without_statistics = {name: older[name] for name in ("weight", "bias")}
-    assert compare_state_dicts(norm, without_statistics).missing == ("running_mean", "running_var")
+    norm = nn.BatchNorm2d(3)
+    older = {name: x for name, x in norm.state_dict().items() if name != "num_batches_tracked"}
+    check_state_dict_fits(norm, older, "file")
+    with pytest.raises(CheckpointMismatchError, match="running_mean is not in the checkpoint"):
+        check_state_dict_fits(norm, {name: older[name] for name in ("weight", "bias")}, "file")
 
 
 def test_message_has_count_and_both_shapes():
