@@ -11,6 +11,7 @@ from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
 from slide_mm.checkpoints import CheckpointError
+from slide_mm.engine import weights as weights_module
 from slide_mm.engine.weights import (
     check_checkpoint,
     load_from_slide_mm,
@@ -106,6 +107,56 @@ def test_parts_of_other_libraries_start_from_what_is_wrapped():
     assert is_loaded(model, weights)
 
 
+def test_how_much_must_fit():
+    """All of it for a test, most of the backbone for fine-tuning."""
+    weights = Model().state_dict()
+
+    def check(whole, keep):
+        torch.save({name: x for name, x in weights.items() if keep(name)}, "weights.pth")
+        check_checkpoint(start_from("weights.pth"), Model(), whole)
+
+    check(False, lambda name: name not in ("head.bias", "backbone.1.bias"))
+    for whole, keep, problem in (
+        (True, lambda name: name != "head.bias", "fit"),
+        (False, lambda name: name in ("head.weight", "backbone.0.bias"), "fit"),
+        (False, lambda name: name.startswith("head"), "has no backbone"),
+    ):
+        with pytest.raises(CheckpointError, match=problem):
+            check(whole, keep)
+
+
+def test_nothing_older_than_what_was_checked_is_loaded():
+    for name in ("a.pth", "b.pth"):
+        torch.save(Model().state_dict(), name)
+        check_checkpoint(start_from(name), Model(), whole=True)
+    weights, model = Model().state_dict(), Model()
+    torch.save(weights, "a.pth")
+    load_checkpoint(model, "a.pth", logger="silent")
+    assert is_loaded(model, weights)
+
+
+def test_names_of_which_mmengine_cuts_a_part():
+    weights, model = Model().state_dict(), Model()
+    torch.save({"state_dict": {**weights, "module.head.bias": weights["head.bias"] + 1}}, "w.pth")
+    check_checkpoint(start_from("w.pth"), Model(), whole=True)
+    load_checkpoint(model, "w.pth", logger="silent")
+    assert is_loaded(model, weights)
+
+
+def test_what_is_loaded_without_a_check(monkeypatch):
+    torch.save({"state_dict": {}}, "empty.pth")
+    with pytest.raises(CheckpointError, match=r"empty.pth has no weights"):
+        load_from_slide_mm("empty.pth")
+    for dataset_meta in (3, {1: 2}, {"classes": ("a",)}):
+        meta = {"dataset_meta": dataset_meta}
+        torch.save({"state_dict": Model().state_dict(), "meta": meta}, "w.pth")
+        is_sound = dataset_meta not in (3, {1: 2})
+        assert load_from_slide_mm("w.pth")["meta"] == (meta if is_sound else {})
+    classifier = {"backbone.stem": torch.ones(1), "head.fc": torch.ones(1)}
+    monkeypatch.setattr(weights_module, "read_checkpoint", lambda path: {"state_dict": classifier})
+    assert load_from_slide_mm("mmcls://resnet")["state_dict"].keys() == {"stem"}
+
+
 class TestResuming:
     """A training that MMEngine has saved, with averaged weights and a schedule with methods."""
 
@@ -174,11 +225,19 @@ class TestResuming:
             torch.save({name: x for name, x in whole.items() if name != key}, "half.pth")
             with pytest.raises(CheckpointError, match=problem):
                 check_checkpoint(start_from("half.pth", resume=True), Model(), whole=True)
+        for count in (-1, True, "1", 1.5):
+            torch.save({**whole, "meta": {**whole["meta"], "iter": count}}, "count.pth")
+            with pytest.raises(CheckpointError, match="has counted epochs and iterations as"):
+                check_checkpoint(start_from("count.pth", resume=True), Model(), whole=True)
         averaged = dict(whole["ema_state_dict"])
         averaged["module.head.bias"] = averaged["module.head.bias"] * float("nan")
         torch.save({**whole, "ema_state_dict": averaged}, "nan.pth")
         with pytest.raises(CheckpointError, match=r"ema_state_dict of .* values in head.bias"):
             check_checkpoint(start_from("nan.pth", resume=True), Model(), whole=True)
+        averaged["module.head.bias"] = torch.zeros(3)
+        torch.save({**whole, "ema_state_dict": averaged}, "other.pth")
+        with pytest.raises(CheckpointError, match=r"ema_state_dict of .* has another head.bias"):
+            check_checkpoint(start_from("other.pth", resume=True), Model(), whole=True)
 
     def test_runs_no_config_of_a_checkpoint(self, folder):
         """MMEngine runs what it finds below meta as config when it resumes."""
