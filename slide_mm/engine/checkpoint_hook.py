@@ -70,13 +70,12 @@ class WholeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         """Find out where checkpoints go, and remove what a killed run has left there."""
-        self.max_keep_ckpts = self._num_kept
         self._confine(runner)
         super().before_train(runner)
         if self._num_kept > 0:
             # The new checkpoint names the one that it replaces, so that a run resumed from it
             # removes that one if this run is killed first.
-            self.max_keep_ckpts += 1
+            self.max_keep_ckpts = self._num_kept + 1
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids, self.max_keep_ckpts)
         if is_main_process() and isinstance(self.file_backend, WholeFileBackend):
             remove_unfinished(self.out_dir, Path(self.filename_tmpl).suffix)

@@ -1,8 +1,10 @@
-"""Processes that are killed."""
+"""Forks of this process, which may be killed or work together."""
 
+import faulthandler
 import itertools
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,21 @@ def start(function: Callable, *args) -> int:
 def wait(child: int) -> int:
     """Wait until a process has ended; return its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run_two(function: Callable, *args) -> None:
+    """Call a function in two forks, the processes of a distributed run, which must succeed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run_rank(rank: int) -> None:
+        faulthandler.dump_traceback_later(100, exit=True)  # Each may wait for the other for ever.
+        os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2")
+        os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
+        function(*args)
+
+    assert [wait(child) for child in [start(run_rank, rank) for rank in (0, 1)]] == [0, 0]
 
 
 _SAVING = ("_save_checkpoint_with_step", "put", "write_atomically", "_sync_folder", "empty_bin")

@@ -1,11 +1,9 @@
-import os
 import random
-import socket
 
 import pytest
 import torch
 
-from tests.engine.kills import start, wait
+from tests.engine.kills import run_two
 from tests.engine.tiny_training import assert_same_state, draw_config, draw_workers, run
 
 # Both loops, accumulated gradients, EMA, grouped batches and a schedule by validations.
@@ -32,23 +30,11 @@ def test_two_processes(tmp_path, quick_trainings):
     settings["randomness"] = dict(seed=None, diff_rank_seed=True)
     settings["launcher"] = "pytorch"
 
-    def run_both(*args):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        ranks = [start(run_rank, rank, port, *args) for rank in (0, 1)]
-        assert [wait(rank) for rank in ranks] == [0, 0]
-
-    def run_rank(rank, port, *args):
-        os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2")
-        os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
-        run(settings, *args)
-
     def last(folder):
         return torch.load((folder / "last_checkpoint").read_text(), weights_only=False)
 
-    run_both(tmp_path / "whole")
+    run_two(run, settings, tmp_path / "whole")
     saved = {str(path) for path in (tmp_path / "whole").glob("[ei]*_*.pth")}
     first = sorted(saved - {(tmp_path / "whole/last_checkpoint").read_text()})[0]
-    run_both(tmp_path / "resumed", first)
+    run_two(run, settings, tmp_path / "resumed", first)
     assert_same_state(last(tmp_path / "resumed"), last(tmp_path / "whole"))

@@ -155,12 +155,13 @@ def test_killed_while_saving(seed, tmp_path, quick_trainings):
     assert not checkpoints(tmp_path / "whole") - checkpoints(folder)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, 4])
 def test_an_old_checkpoint_goes_when_the_new_one_is_whole(
     seed, tmp_path, monkeypatch, quick_trainings
 ):
     """The last ones and, as every validation here is better, the best ones."""
     settings = draw_config(random.Random(seed))  # By iterations, and by epochs.
+    settings["train_dataloader"] |= dict(num_workers=0, persistent_workers=False)
     saving = dict(max_keep_ckpts=1, save_best="sum/acc", rule="greater")
     settings["default_hooks"]["checkpoint"].update(saving)
     acc, put, found = itertools.count(), WholeFileBackend.put, defaultdict(list)
@@ -177,6 +178,21 @@ def test_an_old_checkpoint_goes_when_the_new_one_is_whole(
     for numbers in found.values():
         assert numbers == [0] + [1] * (len(numbers) - 1) != [0]
     assert len(checkpoints(tmp_path)) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_here"),
+    [
+        ({}, True),
+        (dict(out_dir="elsewhere", backend_args=dict(backend="local")), True),
+        (dict(out_dir="s3://bucket"), False),
+        (dict(backend_args=dict(backend="petrel")), False),
+        (dict(file_client_args=dict(backend="disk")), False),
+    ],
+)
+def test_other_disks_are_left_to_their_own_backends(settings, is_here):
+    hook = WholeCheckpointHook(interval=1, **settings)
+    assert (hook.backend_args == dict(backend="whole_files")) == is_here
 
 
 class TestWorkDirLock:
@@ -215,7 +231,7 @@ def test_removes_nothing_outside_its_folder(name, tmp_path):
         folder.mkdir(parents=True)
     (outside / "best_a.pth").touch()
     hub = MessageHub("tests", runtime_info={})
-    hub.update_info_dict({"best_ckpt": str(outside / name), "keep_ckpt_ids": ["../outside/x", 3]})
+    hub.update_info_dict({"best_ckpt": str(outside / name), "keep_ckpt_ids": [3, "../outside/x"]})
     runner = SimpleNamespace(
         work_dir=str(work_dir), message_hub=hub, logger=logging.getLogger(__name__)
     )

@@ -1,11 +1,8 @@
-import runpy
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[2] / "tools/misc/check_data.py"
+from slide_mm.engine import train
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +16,12 @@ def broken(scenes, write_config, tmp_path_factory):
 
 
 @pytest.fixture
-def check(monkeypatch, capsys):
-    """Run the tool in this process: check(config, ...) -> exit code, output, errors."""
+def check(run, capsys):
+    """check(config, ...) -> exit code, output, errors."""
 
     def check(*args):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *args])
         with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(TOOL), run_name="__main__")
+            run("misc/check_data.py", *args)
         return end.value.code, *capsys.readouterr()
 
     return check
@@ -46,10 +42,9 @@ def test_broken_image_is_named(broken, check):
     assert code == 1
 
 
-def test_training_passes_over_a_broken_image(broken, run_tool, tmp_path):
+def test_training_passes_over_a_broken_image(broken, tmp_path):
     config, image = broken
-    process = run_tool("train.py", config, "--work-dir", str(tmp_path))
-    assert process.returncode == 0, process.stderr[-3000:]
+    train(config, work_dir=str(tmp_path))
     (log,) = tmp_path.glob("*/*.log")
     assert f"passing over {image}: LoadImageFromFile failed" in log.read_text()
     assert (tmp_path / "epoch_3.pth").is_file()

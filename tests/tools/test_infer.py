@@ -2,9 +2,8 @@ import errno
 import json
 import os
 import resource
-import runpy
 import signal
-import sys
+from functools import partial
 from pathlib import Path
 
 import mmcv
@@ -24,16 +23,10 @@ from slide_mm.inference import infer, tasks
 from slide_mm.inference.images import ImageLoader, find_images, to_picture
 from slide_mm.inference.tasks import draw_mask
 
-TOOL = Path(__file__).resolve().parents[2] / "tools/infer.py"
-
 
 @pytest.fixture
-def run(monkeypatch):
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, args)])
-        runpy.run_path(str(TOOL), run_name="__main__")
-
-    return run
+def run(run):
+    return partial(run, "infer.py")
 
 
 @pytest.fixture(scope="module")
@@ -315,25 +308,6 @@ def test_an_error_that_is_not_of_an_image_ends_the_run(models, images, tmp_path,
 
 
 class TestWrongInputs:
-    """Each gives one line on stderr, exit code 1 and no files."""
-
-    @pytest.fixture
-    def refused(self, run, capsys, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-
-        def refused(*args):
-            before = sorted(tmp_path.rglob("*"))
-            capsys.readouterr()
-            with pytest.raises(SystemExit) as exit_info:
-                run(*args)
-            assert exit_info.value.code == 1
-            assert sorted(tmp_path.rglob("*")) == before
-            (line,) = capsys.readouterr().err.splitlines()
-            assert line.startswith("error: ")
-            return line
-
-        return refused
-
     def test_paths_and_options(self, refused, models, images):
         config, checkpoint = models["mask_rcnn"]
         image = images / "small.png"
@@ -359,15 +333,6 @@ class TestWrongInputs:
             ConfigError, match=r"none of its 1 images can be predicted.*failed to load"
         ):
             infer(*models["semantic_fpn"], str(images / "b*.jpg"), str(tmp_path))
-
-
-def test_help_has_an_example_that_exists(run, capsys):
-    with pytest.raises(SystemExit):
-        run("--help")
-    example = capsys.readouterr().out.split("example:")[1].split()
-    configs = [word for word in example if word.startswith("configs/")]
-    assert configs
-    assert all((TOOL.parents[1] / config).is_file() for config in configs)
 
 
 def test_dataset_that_cannot_be_built(write_config, models, images, tmp_path):

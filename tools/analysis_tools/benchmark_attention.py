@@ -15,6 +15,7 @@ from slide_mm.analysis.attention_contenders import Shape, list_contenders, parse
 from slide_mm.analysis.benchmark import add_benchmark_options, run_benchmark
 from slide_mm.engine import ConfigError, exit_on_user_error
 from slide_mm.engine.command_line import make_parser
+from slide_mm.engine.outputs import check_device
 
 EXAMPLE = """example:
   python tools/analysis_tools/benchmark_attention.py --shapes A 2x64x64x4x32 --threads 2
@@ -60,11 +61,11 @@ def main() -> None:
     args = parse_args()
 
     def measure(device: torch.device) -> dict[str, Any]:
-        names = check_contenders(args.contenders, device)
         return benchmark_attention(shapes, names, args.rounds, device, args.scaling)
 
     with exit_on_user_error():
         shapes = read_shapes(args.shapes)
+        names = check_contenders(args.contenders, check_device(args.device))
         run_benchmark(args, measure, format_attention, plot_attention)
 
 
