@@ -3,6 +3,7 @@
 import math
 import re
 
+import timm
 import torch
 from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from torch import nn
@@ -82,6 +83,17 @@ def in_microsofts_names(model):
     state_dict["layers.0.blocks.1.attn_mask"] = torch.zeros(4, 49, 49)
     state_dict["layers.0.blocks.1.attn.relative_position_index"] = torch.zeros(49, 49).long()
     return state_dict
+
+
+def mmdet_swin():
+    return mmdet_backbone("SwinTransformer")(
+        embed_dims=DIMS[0], depths=SWIN["depths"], num_heads=HEADS
+    )
+
+
+def timm_pvt_v2():
+    widths = {key: PVT[key] for key in ("embed_dims", "depths")}
+    return timm.create_model("pvt_v2_b0", **widths)
 
 
 def mmdet_pvt(family="PyramidVisionTransformer", **options):

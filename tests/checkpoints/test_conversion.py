@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -5,6 +7,7 @@ from timm.utils.model import reparameterize_model
 from torch.nn import functional as F
 
 from slide_mm.checkpoints import (
+    MIN_COVERAGE,
     CheckpointError,
     convert_state_dict,
     recognise,
@@ -12,16 +15,16 @@ from slide_mm.checkpoints import (
 from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
 from tests.checkpoints.layouts import (
     DIMS,
-    HEADS,
     PVT,
     SWIN,
     authors_slide_swin,
     in_microsofts_names,
     in_pvts_names,
     mmdet_pvt,
+    mmdet_swin,
+    timm_pvt_v2,
     timm_swin,
 )
-from tests.needs import mmdet_backbone
 
 
 def convert(state_dict, model, **options):
@@ -77,14 +80,6 @@ class TestLayouts:
         ):
             headless = {name: x for name, x in state_dict.items() if not name.startswith("head")}
             assert recognise(headless, "") == source
-
-    def test_mmdets_swin(self):
-        theirs = mmdet_backbone("SwinTransformer")(
-            embed_dims=16, depths=(2, 2, 2, 2), num_heads=HEADS
-        )
-        report = load(SlideSwin(SWIN, slide_stages=()), theirs.state_dict())
-        assert report.source == "swin-mmdet"
-        assert report.coverage == 1
 
     def test_detector_is_read_below_its_backbone(self):
         state_dict = SlidePVTv2(PVT).state_dict()
@@ -166,50 +161,42 @@ def plain_local_attention(query, key, value):
 
 
 BASELINES = {
-    "swin-t of timm": (
-        SlideSwin,
-        "tiny",
-        lambda: timm.create_model("swin_tiny_patch4_window7_224"),
-    ),
-    "swin-t of mmdet": (SlideSwin, "tiny", lambda: mmdet_backbone("SwinTransformer")()),
-    "pvt-s of mmdet": (SlidePVT, "small", lambda: mmdet_backbone("PyramidVisionTransformer")()),
-    "pvtv2-b2 of timm": (SlidePVTv2, "b2", lambda: timm.create_model("pvt_v2_b2")),
-    "pvtv2-b2 of mmdet": (SlidePVTv2, "b2", lambda: mmdet_backbone("PyramidVisionTransformerV2")()),
+    "swin-timm": (SlideSwin, SWIN, partial(timm_swin, img_size=224)),
+    "swin-mmdet": (SlideSwin, SWIN, mmdet_swin),
+    "pvt-mmdet": (SlidePVT, PVT, mmdet_pvt),
+    "pvtv2-timm": (SlidePVTv2, PVT, timm_pvt_v2),
+    "pvtv2-mmdet": (SlidePVTv2, PVT, partial(mmdet_pvt, "PyramidVisionTransformerV2")),
 }
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
-def test_warm_start(baseline):
+@pytest.mark.parametrize("source", BASELINES)
+def test_warm_start(source):
     """Sliding stages become plain local attention, the others stay exactly what they were."""
     torch.manual_seed(0)
-    family, arch, make = BASELINES[baseline]
+    family, arch, make = BASELINES[source]
     state_dict = make().state_dict()
     original, sliding = family(arch, slide_stages=()).eval(), family(arch).eval()
-    load(original, state_dict)
+    assert load(original, state_dict).coverage > 0.98
     report = load(sliding, state_dict)
-
+    assert report.source == source
     later = {name for name in sliding.state_dict() if name.startswith(("stages.2.", "stages.3."))}
     assert later <= names(report.copied)
-    assert report.coverage > 0.98
+    report.require(MIN_COVERAGE)
     assert not report.misplaced
     tokens = torch.randn(1, 9, 13, original.embed_dims[1])
     for stage in (2, 3):
         tokens, theirs = sliding.stages[stage](tokens), original.stages[stage](tokens)
         assert torch.equal(tokens, theirs)
-
     for stage in (0, 1):
-        block, reference = sliding.stages[stage].blocks[1], original.stages[stage].blocks[1]
+        block, reference = sliding.stages[stage].blocks[-1], original.stages[stage].blocks[-1]
         x = torch.randn(1, 6, 5, original.embed_dims[stage])
         mixer = reference.mixer
         joined = [mixer.q(x), mixer.kv(x)] if hasattr(mixer, "kv") else [mixer.qkv(x)]
         qkv = torch.cat(joined, dim=-1).unflatten(-1, (3, mixer.num_heads, -1)).unbind(3)
         expected = mixer.proj(plain_local_attention(*qkv).flatten(-2))
         torch.testing.assert_close(block.mixer(x), expected)
-        assert torch.equal(
-            block.mlp(x) if family is not SlidePVTv2 else x,
-            reference.mlp(x) if family is not SlidePVTv2 else x,
-        )
-        assert torch.equal(block.norm1(x), reference.norm1(x))
+        for layer in ("mlp", "norm1", "norm2"):
+            assert torch.equal(getattr(block, layer)(x), getattr(reference, layer)(x))
 
 
 def test_own_baseline_starts_its_slide_variant():

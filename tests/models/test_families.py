@@ -40,6 +40,13 @@ def test_own_weights_need_no_rules(family):
 
 
 @FAMILY
+def test_what_is_classified_is_normed_once(family):
+    model = family.classifier(narrow(family))
+    norms = [type(norm).__name__ for norm in (model.stages[-1].norm, model.out_norms["3"])]
+    assert sorted(norms) == ["Identity", "LayerNorm"]
+
+
+@FAMILY
 def test_classifiers_are_pickled(family):
     model = family.classifier(narrow(family), num_classes=3)
     assert type(pickle.loads(pickle.dumps(model))) is family.classifier
