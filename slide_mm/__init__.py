@@ -1,7 +1,7 @@
 """Slide-Transformer backbones for MMEngine projects.
 
-Importing the package registers ``SlideSwin``, ``SlidePVT`` and ``SlidePVTv2`` in MMEngine's root
-registry, where MMDetection, MMSegmentation and every other MMEngine library find them.
+Importing the package registers its backbones (:mod:`slide_mm.models`) in MMEngine's root registry,
+where MMDetection, MMSegmentation and every other MMEngine library find them.
 """
 
 try:

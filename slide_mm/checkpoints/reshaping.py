@@ -1,4 +1,4 @@
-"""Shapes of other layouts turned into ours: the functions of the tables in sources.py."""
+"""Shapes of other layouts turned into ours: the functions of the tables in sources/."""
 
 from collections.abc import Callable
 
