@@ -12,6 +12,7 @@ from slide_mm.checkpoints import (
     convert_state_dict,
     recognise,
 )
+from slide_mm.layers import Block, DepthwiseConvMlp, LocalPerception, SlideAttention
 from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
 from tests.checkpoints.layouts import (
     DIMS,
@@ -93,6 +94,14 @@ class TestLayouts:
         ):
             conversion = convert(weights, SlidePVTv2(PVT), prefix=prefix)
             assert conversion.weights.keys() == state_dict.keys()
+
+    def test_all_parts_of_a_block_are_ours(self):
+        model = SlideSwin(SWIN)
+        for stage, dims in zip(model.stages, model.embed_dims, strict=True):
+            mlp = DepthwiseConvMlp(dims, dims)
+            options = {"local": LocalPerception(dims), "layer_scale": 1.0}
+            stage.blocks[0] = Block(dims, SlideAttention(dims, 1), mlp, **options)
+        assert convert(model.state_dict(), model).weights.keys() == model.state_dict().keys()
 
     def test_deployed_weights_can_be_trained(self):
         theirs = SlideSwin(SWIN)

@@ -10,7 +10,10 @@ from slide_mm.checkpoints.rules import BLOCK, DOWNSAMPLE, Rule, Source
 _SLIDE_MM = (
     Rule(DOWNSAMPLE + "{path}", DOWNSAMPLE + "{path}"),
     Rule("stages.{stage}.{layer:position|norm}.{path}", "stages.{stage}.{layer}.{path}"),
-    Rule(BLOCK + "{layer:norm1|norm2|mlp|mixer}.{path}", BLOCK + "{layer}.{path}"),
+    Rule(
+        BLOCK + "{layer:local|norm1|mixer|scale1|norm2|mlp|scale2}.{path}",
+        BLOCK + "{layer}.{path}",
+    ),
     Rule(BLOCK + "mixer.merged_kernel", BLOCK + "mixer.deformed_kernel", kernel_without_shift),
     Rule("out_norms.{stage}.{kind}", "out_norms.{stage}.{kind}"),
     Rule("head.fc.{kind}", "head.fc.{kind}"),
