@@ -21,7 +21,7 @@ from mmengine.config import Config
 from slide_mm.datasets import make_demo_scenes
 from slide_mm.engine.config import load_config
 from slide_mm.engine.preflight import check_model
-from tests.campaign.checkpoints import damage, hostile_file, unfit_weights, wrapped_weights
+from tests.campaign.checkpoints import damage, unfit_weights, wrapped_weights
 from tests.campaign.forks import ROOT, Outcome, run_forked
 from tests.campaign.inputs import (
     alter_config,
@@ -29,6 +29,7 @@ from tests.campaign.inputs import (
     hostile_argument,
     place_image,
 )
+from tests.checkpoints import hostile
 
 NUM_HOSTILE = int(os.environ.get("NUM_HOSTILE", "1200"))
 KINDS = ("hostile", "unfit", "wrapped", "damaged", "annotations", "images", "config", "arguments")
@@ -126,12 +127,12 @@ def _either(outcome: Outcome, folder: Path) -> list[str]:
 def try_hostile(rng, ground, folder):
     name = rng.choice(list(ground.weights))
     config = ground.config(name, folder / "scenes", folder / "config.py")
-    canary, file = folder / "canary", folder / "model.pth"
-    file.write_bytes(hostile_file(rng, canary))
+    file = folder / "model.pth"
+    rng.choice(hostile.CONTAINERS)(hostile.draw_pickle(rng), file)
     command = rng.choice(_checkpoint_commands(config, file, folder))
     outcome = run_forked(*command, folder)
     complaints = _refused(outcome, folder)
-    if canary.exists():
+    if (folder / "canary").exists():
         complaints.append("CODE WAS RUN")
     return command[0], complaints, outcome
 
