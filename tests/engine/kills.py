@@ -34,7 +34,7 @@ def run_two(function: Callable, *args) -> None:
         port = free.getsockname()[1]
 
     def run_rank(rank: int) -> None:
-        faulthandler.dump_traceback_later(100, exit=True)  # Each may wait for the other for ever.
+        faulthandler.dump_traceback_later(300, exit=True)  # Each may wait for the other for ever.
         os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2")
         os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
         function(*args)

@@ -1,10 +1,8 @@
 import json
 import os
 import pickle
-import runpy
 import signal
-import socket
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from PIL import Image
 from slide_mm.engine import test as run_test
 from slide_mm.engine import train as run_train
 from slide_mm.engine.locking import WorkDirLock
+from tests.engine.kills import run_two, start, wait
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 HOOKS = "custom_imports = dict(imports=['slide_mm', 'hooks'], allow_failed_imports=False)\n"
@@ -27,38 +26,39 @@ def last_scalars(work_dir):
     return json.loads(path.read_text().splitlines()[-1])
 
 
-def succeeded(process):
-    assert process.returncode == 0, process.stderr[-3000:]
-    return process
+@pytest.fixture(scope="module", autouse=True)
+def hooks_can_be_imported():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        yield
 
 
 @pytest.fixture(scope="module")
-def killed_detector(write_config, run_tool, tmp_path_factory):
+def killed_detector(write_config, tmp_path_factory):
     """Work folder of a training of 6 iterations, killed after 3."""
     config = write_config(
         "mask_rcnn", HOOKS + "custom_hooks = [dict(type='KillHook', num_iters=3)]"
     )
     work_dir = tmp_path_factory.mktemp("detector")
-    process = run_tool("train.py", config, "--work-dir", str(work_dir))
-    assert process.returncode == -signal.SIGKILL, process.stderr[-3000:]
+    assert wait(start(partial(run_train, config, work_dir=str(work_dir)))) == -signal.SIGKILL
     return work_dir
 
 
 @pytest.fixture(scope="module")
-def detector(killed_detector, write_config, run_tool):
+def detector(killed_detector, write_config):
     """Config and checkpoint of a detector."""
     config = write_config("mask_rcnn")
-    succeeded(run_tool("train.py", config, "--work-dir", str(killed_detector), "--resume"))
-    return config, str(killed_detector / "epoch_3.pth")
+    run_train(config, work_dir=str(killed_detector), resume="auto")
+    return write_config("mask_rcnn"), str(killed_detector / "epoch_3.pth")
 
 
 @pytest.fixture(scope="module")
-def segmentor(write_config, run_tool, tmp_path_factory):
+def segmentor(write_config, tmp_path_factory):
     """Config and checkpoint of a segmentor."""
     config = write_config("semantic_fpn")
     work_dir = tmp_path_factory.mktemp("segmentor")
-    succeeded(run_tool("train.py", config, "--work-dir", str(work_dir)))
-    return config, str(work_dir / "iter_3.pth")
+    run_train(config, work_dir=str(work_dir))
+    return write_config("semantic_fpn"), str(work_dir / "iter_3.pth")
 
 
 def test_killed_training_resumes(killed_detector, detector):
@@ -163,8 +163,7 @@ def test_training_options(write_config, detector, tmp_path):
 
 
 @pytest.mark.parametrize("base", ["mask_rcnn", "semantic_fpn"])
-def test_mixed_precision(write_config, tmp_path, monkeypatch, base):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+def test_mixed_precision(write_config, tmp_path, base):
     hook = "custom_hooks = [dict(type='WatchDtypeHook')]\n"
     loop = "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=1)"
     config = write_config(base, HOOKS + hook + loop)
@@ -175,67 +174,40 @@ def test_mixed_precision(write_config, tmp_path, monkeypatch, base):
     assert f"neck in {dtype}" in log.read_text()
 
 
-def test_two_processes(write_config, run_tool, tmp_path, monkeypatch):
-    """They see different images, and have the same weights after training."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("PORT", str(free.getsockname()[1]))
+def test_two_processes(write_config, tmp_path):
+    """They see different images, have the same weights after training, and test as one does."""
     config = write_config("semantic_fpn", HOOKS + "custom_hooks = [dict(type='SaveWeightsHook')]")
-    succeeded(run_tool("dist_train.sh", config, "2", "--work-dir", str(tmp_path)))
+    run_two(partial(run_train, config, work_dir=str(tmp_path), launcher="pytorch"))
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     assert not set(ranks[0]["images"]) & set(ranks[1]["images"])
     parameters = [name for name in ranks[0]["weights"] if "running" not in name]
     for name in parameters:
         assert ranks[0]["weights"][name].equal(ranks[1]["weights"][name]), name
 
-    checkpoint = str(tmp_path / "iter_3.pth")
+    config, checkpoint = write_config("semantic_fpn"), str(tmp_path / "iter_3.pth")
     tested = tmp_path / "tested"
-    succeeded(run_tool("dist_test.sh", config, checkpoint, "2", "--work-dir", str(tested)))
+    run_two(partial(run_test, config, checkpoint, work_dir=str(tested), launcher="pytorch"))
     (path,) = tested.glob("*/*.json")
-    together = json.loads(path.read_text())
-    config = write_config("semantic_fpn")
     alone = run_test(config, checkpoint, work_dir=str(tmp_path / "alone"))
-    assert together["aAcc"] == pytest.approx(alone["aAcc"])
+    assert json.loads(path.read_text())["aAcc"] == pytest.approx(alone["aAcc"])
 
 
-@pytest.mark.parametrize("tool", ["dist_train.sh", "dist_test.sh"])
-def test_usage_of_shell_tools(run_tool, tool):
-    process = run_tool(tool, "config.py")
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_shell_tools(run_tool, monkeypatch, name):
+    process = run_tool(f"dist_{name}.sh", "config.py")
     assert process.returncode == 2
     assert process.stderr.startswith("usage:")
-
-
-@pytest.mark.parametrize("tool", ["train.py", "test.py"])
-def test_help_has_an_example_that_exists(capsys, monkeypatch, tool):
-    monkeypatch.setattr(sys, "argv", [tool, "--help"])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(TOOLS / tool), run_name="__main__")
-    example = capsys.readouterr().out.split("example:")[1].split()
-    assert (TOOLS.parent / example[example.index(f"tools/{tool}") + 1]).is_file()
+    monkeypatch.setenv("PORT", "1234")
+    files = ["config.py", *["checkpoint.pth"] * (name == "test")]
+    command = run_tool(f"dist_{name}.sh", *files, "3", "--tta", python="echo").stdout.split()
+    assert command[:2] == ["-m", "torch.distributed.run"]
+    assert {"--nproc_per_node=3", "--master_port=1234"} <= set(command)
+    tool = str(TOOLS / f"{name}.py")
+    expected = [tool, *files, "--launcher", "pytorch", "--tta"]
+    assert command[command.index(tool) :] == expected
 
 
 class TestWrongInputs:
-    """Each gives one line on stderr, exit code 1 and no files."""
-
-    @pytest.fixture
-    def refused(self, capsys, monkeypatch, tmp_path):
-        """Run a tool that must refuse its arguments, and return the line that it says."""
-        monkeypatch.chdir(tmp_path)
-
-        def run(tool: str, *args: str) -> str:
-            before = sorted(tmp_path.rglob("*"))
-            monkeypatch.setattr(sys, "argv", [tool, *map(str, args)])
-            capsys.readouterr()
-            with pytest.raises(SystemExit) as exit_info:
-                runpy.run_path(str(TOOLS / tool), run_name="__main__")
-            assert exit_info.value.code == 1
-            assert sorted(tmp_path.rglob("*")) == before
-            (line,) = capsys.readouterr().err.splitlines()
-            assert line.startswith("error: ")
-            return line
-
-        return run
-
     def test_through_a_process(self, run_tool, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         process = run_tool("train.py", "nowhere.py")
