@@ -34,6 +34,7 @@ from slide_mm.layers import SlideAttention
 
 # The next smaller or larger arch of a family covers about 60 %.
 MIN_COVERAGE = 0.9
+_LAST_NORM = "out_norms.3."
 
 
 class Given(NamedTuple):
@@ -112,7 +113,8 @@ def convert_state_dict(
         source: One of ``SOURCES``. Default: it is recognised.
         prefix: Take only the weights below this name. Default: it is the one below which a source
             has most names, such as ``backbone.`` or ``encoder.``, often none.
-        keep_classifier: Convert the classifier too where the model has none.
+        keep_classifier: Convert the classifier too, with the norm in front of it, where the model
+            has none.
 
     Raises:
         CheckpointError: If ``source`` is none, if the weights are of no source or of another
@@ -136,7 +138,7 @@ def convert_state_dict(
         else:
             weights[name] = _fit(model, name, given.pop(name), expected, report)
     for name, (source_name, tensor) in given.items():
-        if keep_classifier and _is_classifier(name):
+        if keep_classifier and name.startswith(("head.", _LAST_NORM)):
             weights[name] = tensor.clone()
             report.copied.append(Entry(name, tensor.numel()))
         else:

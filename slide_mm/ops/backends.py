@@ -28,9 +28,10 @@ class Backend(NamedTuple):
             operation, the arguments are those of :func:`slide_mm.ops.reference.attend`, and
             ``dropout_p`` takes the place of ``kept``.
         backward: ``(query, key, value, kernel, bias, position_bias, scale, kept, output_grad,
-            gradients)``. Writes those of query, key and value into ``gradients``, and returns
-            those of kernel, bias and position_bias.
-        keep: ``(query, kernel)`` to an empty tensor for what backward needs beside the inputs.
+            gradients)``. Writes those of query, key and value into ``gradients``, which are empty
+            and may be strided; returns those of kernel, bias and position_bias, of any float type.
+        keep: ``(query, kernel)`` to an empty tensor for what backward needs beside the inputs, of
+            any shape and type. They may be meta tensors.
         why_not: ``(tensors, kernel_size)`` to why it can't take a call, in a few words that follow
             its name, or to None.
     """

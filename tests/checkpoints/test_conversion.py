@@ -14,6 +14,7 @@ from slide_mm.checkpoints import (
 )
 from slide_mm.layers import Block, DepthwiseConvMlp, LocalPerception, SlideAttention
 from slide_mm.models import SlidePVT, SlidePVTv2, SlideSwin
+from slide_mm.models.classifiers import SlidePVTClassifier
 from tests.checkpoints.layouts import (
     DIMS,
     PVT,
@@ -255,6 +256,11 @@ class TestClassifiers:
         weights = convert(state_dict, SlideSwin(SWIN), keep_classifier=True).weights
         assert torch.equal(weights["head.fc.weight"], state_dict["head.fc.weight"])
         assert "head.fc.weight" not in convert(state_dict, SlideSwin(SWIN)).weights
+
+    def test_norm_in_front_of_the_classifier_comes_along(self):
+        classifier = SlidePVTClassifier(PVT, num_classes=3)
+        weights = convert(classifier.state_dict(), SlidePVT(PVT), keep_classifier=True).weights
+        assert weights.keys() == classifier.state_dict().keys()
 
     def test_classifier_of_other_classes_stays(self):
         model = SlideSwin(SWIN)
