@@ -6,10 +6,15 @@ from torch.nn import functional as F
 from slide_mm.layers.arguments import odd_number, whole_number
 
 
+def round_up(side: int, multiple: int) -> int:
+    """The next multiple of a number."""
+    return (side + multiple - 1) // multiple * multiple
+
+
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad tokens (B, H, W, C) with zeros, below and to the right, to multiples of a number."""
-    height, width = x.shape[1:3]
-    return F.pad(x, (0, 0, 0, -width % multiple, 0, -height % multiple))
+    below, right = (round_up(side, multiple) - side for side in x.shape[1:3])
+    return F.pad(x, (0, 0, 0, right, 0, below))
 
 
 class PatchEmbed(nn.Module):

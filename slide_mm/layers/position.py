@@ -28,9 +28,7 @@ class AbsolutePositionEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the positions to tokens (B, H, W, C)."""
-        table = self.table
-        if table.shape[2:] != x.shape[1:3]:
-            table = F.interpolate(table, size=x.shape[1:3], mode="bilinear")
+        table = F.interpolate(self.table, size=x.shape[1:3], mode="bilinear")
         return x + table.permute(0, 2, 3, 1)
 
     def resample(self, name: str, table: Tensor) -> Tensor | None:

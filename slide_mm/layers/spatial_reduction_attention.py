@@ -65,12 +65,16 @@ class SpatialReductionAttention(nn.Module):
         key, value = kv.permute(2, 0, 3, 1, 4)
         return key, value
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend with queries (B, ..., C) to what :meth:`key_and_value` gives."""
+        heads = query.reshape(query.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
+        dropout = self.attn_drop if self.training else 0.0
+        heads = F.scaled_dot_product_attention(heads, key, value, dropout_p=dropout)
+        return heads.transpose(1, 2).reshape(query.shape)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to tokens of the same shape."""
-        query = self.q(x).reshape(x.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
-        dropout = self.attn_drop if self.training else 0.0
-        heads = F.scaled_dot_product_attention(query, *self.key_and_value(x), dropout_p=dropout)
-        return self.proj_drop(self.proj(heads.transpose(1, 2).reshape(x.shape)))
+        return self.proj_drop(self.proj(self.attend(self.q(x), *self.key_and_value(x))))
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slide_mm.layers.arguments import rate, whole_number
-from slide_mm.layers.downsampling import pad_to_multiple
+from slide_mm.layers.downsampling import pad_to_multiple, round_up
 from slide_mm.layers.heads import head_dim_of
-from slide_mm.ops.compat import is_exporting
+from slide_mm.ops.compat import is_recorded
 
 # Each block keeps the square of a window's tokens, 8 bytes a pair.
 MAX_WINDOW_SIZE = 64
@@ -77,21 +77,24 @@ class ShiftedWindowAttention(nn.Module):
         """Cut tokens (B, H, W, C), padded and shifted, into windows (B, num_windows, N, C)."""
         shifts = self._shifts(x.shape[1:3])
         x = pad_to_multiple(x, self.window_size)
-        x = rotate(x, shifts) if self.shift_size else x
+        if self.shift_size:
+            x = x.roll([-shift for shift in shifts], dims=(1, 2))
         return partition_windows(x, self.window_size)
 
     def join_windows(self, windows: Tensor, size: Sequence[int]) -> Tensor:
         """Put windows (B, num_windows, N, C) together again to tokens (B, *size, C)."""
         x = merge_windows(windows, self.window_size, self._padded(size))
-        x = rotate(x, [-shift for shift in self._shifts(size)]) if self.shift_size else x
+        if self.shift_size:
+            x = x.roll(self._shifts(size), dims=(1, 2))
         return x[:, : size[0], : size[1]]
 
-    # Both are numbers in eager mode and tensors in a trace, which know these operators.
     def _shifts(self, size: Sequence[int]) -> tuple[int, int]:
-        return tuple(self.shift_size * (side > self.window_size) for side in size)
+        # 1 // n is 1 for one window and 0 for more: a side may be a symbol, which has no branches.
+        sides = self._padded(size)
+        return tuple(self.shift_size * (1 - self.window_size // side) for side in sides)
 
     def _padded(self, size: Sequence[int]) -> tuple[int, int]:
-        return tuple(side + -side % self.window_size for side in size)
+        return tuple(round_up(side, self.window_size) for side in size)
 
     def attend(self, windows: Tensor, attention_bias: Tensor) -> Tensor:
         """Attend inside windows (B, num_windows, N, C), N tokens a window."""
@@ -108,8 +111,8 @@ class ShiftedWindowAttention(nn.Module):
             dropout_p=self.attn_drop if self.training else 0.0,
         )
         x = x.transpose(1, 2)
-        if is_exporting():
-            # In ONNX attention lays its output out in another way.
+        if is_recorded():
+            # Whoever reads the record may lay the output of attention out in another way.
             x = x.clone(memory_format=torch.contiguous_format)
         return x.reshape(batch, num_windows, tokens, channels)
 
@@ -124,8 +127,7 @@ class ShiftedWindowAttention(nn.Module):
         bias = bias.view(1, tokens, tokens, self.num_heads).permute(0, 3, 1, 2)
         if self.shift_size == 0:
             return bias
-        # A trace wants the mask's operations, and the cache no traced or fake tensor.
-        plain = type(bias) is Tensor and not torch.jit.is_tracing()
+        plain = type(bias) is Tensor  # The cache wants no fake one, of which graphs are made.
         make_mask = cached_shifted_window_mask if plain else shifted_window_mask
         sizes = self._padded(size), self.window_size, self._shifts(size)
         mask = make_mask(*sizes, bias.dtype, bias.device)
@@ -145,17 +147,6 @@ class ShiftedWindowAttention(nn.Module):
             f"num_heads={self.num_heads}, window_size={self.window_size}, "
             f"shift_size={self.shift_size}"
         )
-
-
-def rotate(x: Tensor, shifts: Sequence[int]) -> Tensor:
-    """Let rows and columns of (B, H, W, C) begin at ``shifts``; those before come last."""
-    if not torch.jit.is_tracing():
-        return x.roll([-shift for shift in shifts], dims=(1, 2))
-    # ONNX has no roll by a number that the graph computes.
-    for dim, shift in enumerate(shifts, start=1):
-        side = x.shape[dim]
-        x = x.index_select(dim, (torch.arange(side, device=x.device) + shift) % side)
-    return x
 
 
 def relative_position_index(window_size: int) -> Tensor:

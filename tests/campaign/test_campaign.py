@@ -37,7 +37,7 @@ TOOLS = (
     *("train.py", "test.py", "infer.py", "misc/check_data.py"),
     *("model_converters/convert_checkpoint.py", "analysis_tools/get_flops.py"),
     "analysis_tools/plot_logs.py",
-    *("deployment/export_onnx.py", "analysis_tools/check_local_attention.py"),
+    *("deployment/export.py", "analysis_tools/check_local_attention.py"),
     "dataset_converters/crop_objects.py",
 )
 METRIC = re.compile(r"(?:mIoU|bbox_mAP): +([-\d.]+)")
@@ -101,7 +101,7 @@ def _checkpoint_commands(config: Path, file: Path, folder: Path) -> list[tuple[s
             "model_converters/convert_checkpoint.py",
             [str(file), f"{out}.pth", "--arch", "slide-pvtv2/b0"],
         ),
-        ("deployment/export_onnx.py", [str(config), str(file), "--out", f"{out}.onnx"]),
+        ("deployment/export.py", [str(config), str(file), "--out", f"{out}.onnx"]),
     ]
 
 

@@ -1,11 +1,10 @@
-import warnings
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from slide_mm.layers import ShiftedWindowAttention
 from slide_mm.layers.window_attention import cached_shifted_window_mask
+from tests.needs import needs_pytorch
 
 
 def dense_reference(layer, x):
@@ -77,14 +76,16 @@ def test_masks_are_cached_by_size_and_fake_ones_are_not():
     assert (info.misses, info.hits) == (2, 2)
 
 
-@pytest.mark.parametrize("traced_size", [(9, 14), (3, 4)])
-def test_trace_holds_for_any_size(traced_size):
+@needs_pytorch("2.7", "a graph for open sizes")
+def test_graph_holds_for_any_size():
     """Whether or not one window covers the map."""
     torch.manual_seed(0)
     layer = ShiftedWindowAttention(8, 2, window_size=4, shifted=True).eval()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        traced = torch.jit.trace(layer, torch.randn(2, *traced_size, 8))
-        for size in ((3, 8, 8), (1, 4, 13), (2, 2, 3), (2, 11, 4)):
+    side = torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        example = (torch.randn(2, 9, 14, 8),)
+        program = torch.export.export(layer, example, dynamic_shapes=({0: side, 1: side, 2: side},))
+        graph = program.module(check_guards=False)
+        for size in ((3, 8, 8), (2, 4, 13), (2, 2, 3), (2, 11, 4)):
             x = torch.randn(*size, 8)
-            torch.testing.assert_close(traced(x), layer(x))
+            torch.testing.assert_close(graph(x), layer(x))

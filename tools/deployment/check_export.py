@@ -1,13 +1,12 @@
-"""Compare exported ONNX files with PyTorch, in onnxruntime and OpenVINO: numbers and latency."""
+"""Compare exported files with PyTorch, in all their runtimes: numbers and latency."""
 
 import argparse
-import sys
 
+from slide_mm.analysis.deployment_benchmark import check_exports, find_mistakes, format_check
 from slide_mm.engine import ConfigError, exit_on_user_error
-from slide_mm.engine.onnx_check import check_onnx, find_mistakes, format_check
 
 EXAMPLE = """example:
-  python tools/deployment/check_onnx.py segmentor.onnx configs/demo/slide-pvtv2-b0_fpn_demo.py
+  python tools/deployment/check_export.py segmentor.onnx configs/demo/slide-pvtv2-b0_fpn_demo.py
 """
 
 
@@ -15,7 +14,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="+", help="files that export_onnx.py has written")
+    parser.add_argument("files", nargs="+", help="files that export.py has written")
     parser.add_argument("config", help="config that they were made from")
     parser.add_argument(
         "--checkpoint", help="weights that they were made from (default: those that a file names)"
@@ -39,10 +38,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        report = check_onnx(**vars(args))
+        report = check_exports(**vars(args))
         print(format_check(report))
-        for name in report["missing"]:
-            print(f"{name} is not installed: pip install {name}", file=sys.stderr)
         mistakes = find_mistakes(report)
         if mistakes:
             raise ConfigError("; ".join(mistakes))

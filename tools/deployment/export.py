@@ -1,12 +1,13 @@
-"""Export a whole segmentor, a detector's backbone with neck, or a backbone to ONNX; check it."""
+"""Export a segmentor, a detector's backbone with neck, or a backbone out of PyTorch; check it."""
 
 import argparse
 
 from slide_mm.engine import exit_on_user_error
-from slide_mm.engine.onnx_export import FORMS, PARTS, export_onnx
+from slide_mm.export import export_model
+from slide_mm.export.program import PARTS
 
 EXAMPLE = """example:
-  python tools/deployment/export_onnx.py configs/demo/slide-pvtv2-b0_fpn_demo.py \\
+  python tools/deployment/export.py configs/demo/slide-pvtv2-b0_fpn_demo.py \\
       work_dirs/demo/segmentation/iter_600.pth --out segmentor.onnx
 
 Batch, height and width of the images may change, unless --static fixes them. Images are to be
@@ -22,7 +23,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "checkpoint", nargs="?", help="weights of the config's model (default: random ones)"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="file to write, in .onnx")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="file to write: .onnx for onnxruntime and OpenVINO, or .pt2, compiled for this CPU by "
+        "AOTInductor",
+    )
     parser.add_argument(
         "--size",
         nargs=2,
@@ -37,22 +44,17 @@ def parse_args() -> argparse.Namespace:
         default="whole",
         help="whole segmentor, or a detector's backbone with neck; or backbone (default: whole)",
     )
-    parser.add_argument(
-        "--form",
-        choices=FORMS,
-        default="band",
-        help="how Slide Attention is written: in bands of rows, tap by tap on whole maps, as one "
-        "depth-wise convolution, or as published, with two, for comparison (default: band)",
-    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        differences = export_onnx(**vars(args))
-    for size, difference in differences.items():
-        print(f"{'x'.join(map(str, size)):>14}: largest relative difference {difference:.1e}")
+        differences = export_model(**vars(args))
+    for runtime, by_size in differences.items():
+        for size, difference in by_size.items():
+            size = "x".join(map(str, size))
+            print(f"{runtime:>12} {size:>14}: largest relative difference {difference:.1e}")
     print(f"written: {args.out}")
 
 
