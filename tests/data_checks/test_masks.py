@@ -36,6 +36,7 @@ def test_compressed_counts_are_those_of_a_plain_decoder(seed):
     letters = "".join(map(chr, range(48, 112)))
     texts = ["".join(rng.choices(letters, k=rng.randint(0, 4))) for _ in range(3000)]
     texts += ["".join(rng.choices("PQ01\u0100 p/", k=9)) for _ in range(200)]
+    texts += ["P" * 6 + "0", "P" * 7 + "0"]
     expected = []
     for _ in range(300):
         counts = [rng.choice((0, 3, 70_000, 1 << 24)) for _ in range(rng.randint(1, 9))]

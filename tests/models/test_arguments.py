@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmengine.model import PretrainedInit
 
 from slide_mm.models import FAMILIES, SlidePVTv2
 from tests.models.archs import STRIDES
@@ -24,7 +25,10 @@ WRONG = {
     "attn_drop_rate": [1, *NO_RATES],
     "drop_path_rate": NO_RATES,
     "with_cp": ["yes", "False", 1, None, 0.0],
-    "init_cfg": [[WEIGHTS, "a.pth"], "a.pth", {"checkpoint": "a.pth"}, {"type": "Pretrained"}, 3],
+    "init_cfg": [
+        *([WEIGHTS, "a.pth"], [WEIGHTS, 3], "a.pth", 3),
+        *({"checkpoint": "a.pth"}, {"type": "Pretrained"}, {"type": PretrainedInit}),
+    ],
     "pretrained": [True, False, 3, "", {"checkpoint": "a.pth"}],
     "window_size": [0, (7, 7), (7, 7, 0, 7), (7, 7, 7.0, 7), 1000, *NO_WHOLE_NUMBERS],
     "mlp_ratio": [0, -1, 1e-9, math.nan, math.inf, 1e300, "4", None, (4,)],
@@ -100,7 +104,7 @@ def damage_arch(rng, arch):
 def test_a_wrong_argument_is_named_in_one_line(name):
     rng = random.Random(0)
     families = [family for family, own in OWN.items() if name in own] or list(FAMILIES)
-    for value in WRONG.get(name, [None] * 30):
+    for value in WRONG.get(name, [None] * 100):
         family = rng.choice(families)
         arguments, expected = draw(rng, family), name
         if name == "arch's numbers":
@@ -108,8 +112,8 @@ def test_a_wrong_argument_is_named_in_one_line(name):
             arguments["arch"][expected] = value
         elif name == "arch's heads":
             expected = "num_heads"
-            arguments["arch"]["embed_dims"] = [heads * 4 + 1 for heads in (2, 3, 4, 5)]
-            arguments["arch"]["num_heads"] = [2, 3, 4, 5]
+            arguments["arch"]["embed_dims"], arguments["arch"]["num_heads"] = [8] * 4, [1, 2, 4, 3]
+            arguments["out_indices"] = (0,)  # The stage whose heads don't fit isn't built.
         else:
             arguments[name] = value
         with pytest.raises(ValueError, match=expected) as caught:

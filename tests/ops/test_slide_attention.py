@@ -177,6 +177,8 @@ WRONG_INPUTS = {
     "kernel has K = 4": {"kernel": torch.zeros(8, 16, 4, 4)},
     "kernel has K = 0": {"kernel": torch.zeros(8, 0, 0, 0)},
     "kernel has shape (3,)": {"kernel": torch.zeros(3)},
+    "kernel has K = 0: ": {"kernel": torch.zeros(())},
+    "scale is tensor([[1., 0.], [0., 1.]])": {"scale": torch.eye(2)},
     "kernel is on meta": {"kernel": torch.zeros(8, 9, 3, 3, device="meta")},
     "bias is on meta": {"bias": torch.zeros(8, 9, device="meta")},
     "key is of torch.float32 on meta": {"key": torch.zeros(1, 4, 4, 2, 8, device="meta")},
@@ -187,7 +189,10 @@ WRONG_INPUTS = {
     "query is of type ndarray: give a tensor": {"query": torch.zeros(1, 4, 4, 2, 8).numpy()},
     "kernel is of type NoneType": {"kernel": None},
     "position_bias is of type float": {"position_bias": 0.5},
-    **{f"scale is {scale!r}": {"scale": scale} for scale in (math.nan, math.inf, "a", [1])},
+    **{
+        f"scale is {scale!r}": {"scale": scale}
+        for scale in (math.nan, math.inf, -math.inf, "a", [1])
+    },
     **{f"dropout_p is {p}": {"dropout_p": p} for p in (math.nan, -0.1, 1.0, 2, None)},
     "bias has shape (9, 8)": {"bias": torch.zeros(9, 8)},
     "position_bias has shape (3, 9)": {"position_bias": torch.zeros(3, 9)},
