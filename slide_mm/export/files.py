@@ -94,6 +94,7 @@ def _write_onnx(
 ) -> None:
     """Write operators of ONNX's own domain; refuse others."""
     import onnx
+    from onnxscript import optimizer
 
     count = len(program.graph_signature.user_outputs)
     names = [model.output] if count == 1 else [f"{model.output}_{i}" for i in range(count)]
@@ -107,9 +108,14 @@ def _write_onnx(
                 input_names=["image"],
                 output_names=names,
                 verbose=False,
-            ).model_proto
+                optimize=False,  # It takes half a minute, and runtimes do the same.
+            )
         except torch.onnx.OnnxExporterError as error:
             raise ConfigError(f"the model cannot be written as ONNX: {_reason(error)}") from error
+    optimizer.inline(written.model)
+    optimizer.fold_constants(written.model)
+    optimizer.remove_unused_nodes(written.model)
+    written = written.model_proto
     foreign = {node.domain for node in written.graph.node} - {""}
     if foreign:
         raise ConfigError(f"the model needs operators that ONNX lacks, of {', '.join(foreign)}")

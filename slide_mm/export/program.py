@@ -25,6 +25,8 @@ MIN_SIDE = 32
 _EXAMPLE_SIZE = (2, 232, 296)
 # Pieces that tokens are cut in where all of them together would need gigabytes.
 _NUM_PIECES = 4
+# MLPs with so many times their channels inside.
+_WIDE = 8
 
 
 class ExportedPart(nn.Module):
@@ -107,7 +109,7 @@ def _adapt(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, SpatialReductionAttention):
             module.attend = partial(in_pieces, module.attend)
-        elif isinstance(module, Mlp):
+        elif isinstance(module, Mlp) and module.fc1.out_features >= _WIDE * module.fc1.in_features:
             module.forward = partial(in_pieces, module.forward)
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):
