@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slide_mm.layers.arguments import whole_number
+from slide_mm.ops.compat import is_recorded
 
 
 class AbsolutePositionEmbedding(nn.Module):
@@ -28,7 +29,10 @@ class AbsolutePositionEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the positions to tokens (B, H, W, C)."""
-        table = F.interpolate(self.table, size=x.shape[1:3], mode="bilinear")
+        table = self.table
+        # An exported program is for any size, and has no branches on it.
+        if is_recorded() or table.shape[2:] != x.shape[1:3]:
+            table = F.interpolate(table, size=x.shape[1:3], mode="bilinear")
         return x + table.permute(0, 2, 3, 1)
 
     def resample(self, name: str, table: Tensor) -> Tensor | None:

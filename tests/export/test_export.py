@@ -24,7 +24,7 @@ pytest.importorskip("onnxscript")
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools/deployment"
 WIDTHS = "embed_dims=(8, 16, 16, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4)"
-RATIOS = "mlp_ratios=(1, 1, 1, 1), sr_ratios=(8, 4, 2, 1)"
+RATIOS = "mlp_ratios=(8, 1, 1, 1), sr_ratios=(8, 4, 2, 1)"
 NECK = "neck=dict(type='FPN', in_channels=[8, 16, 16, 32], out_channels=8, num_outs=4)"
 HEAD = "in_index=[0, 1, 2, 3], channels=8, num_classes=3, norm_cfg=dict(type='SyncBN')"
 UPERNET = f"decode_head=dict(type='UPerHead', in_channels=[8, 16, 16, 32], {HEAD})"
@@ -81,15 +81,23 @@ def test_pieces_join_to_the_whole(shape):
     torch.testing.assert_close(in_pieces(layer, x), layer(x))
 
 
+WHOLE = [("SlideSwin", UPERNET), ("SlidePVT", SEMANTIC_FPN), ("SlidePVTv2", RETINANET)]
+
+
 @pytest.mark.parametrize(
-    ("family", "parts"),
-    [("SlideSwin", UPERNET), ("SlidePVT", SEMANTIC_FPN), ("SlidePVTv2", RETINANET)],
+    ("part", "family", "parts"),
+    [
+        ("backbone", *WHOLE[0]),
+        pytest.param("backbone", *WHOLE[1], marks=pytest.mark.slow),
+        *(pytest.param("whole", *model, marks=pytest.mark.slow) for model in WHOLE),
+    ],
 )
-def test_open_sizes_equal_pytorch_in_both_runtimes(family, parts, tmp_path):
+def test_open_sizes_equal_pytorch_in_both_runtimes(part, family, parts, tmp_path):
     """At sizes that the graph was not made with: 32 x 32, and no multiples of 32 among them."""
     pytest.importorskip("openvino")
     file = tmp_path / "out" / "model.onnx"
-    differences = export_model(write_config(tmp_path, family, parts), None, file, size=(50, 470))
+    config = write_config(tmp_path, family, parts)
+    differences = export_model(config, None, file, size=(50, 470), part=part)
     assert list(file.parent.iterdir()) == [file]
     assert {node.domain for node in onnx.load(file).graph.node} == {""}
     assert differences.keys() == {"onnxruntime", "openvino"}
