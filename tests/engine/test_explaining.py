@@ -27,8 +27,9 @@ class Failing(Dataset):
         raise self.error
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    ("error", "num_workers"), [*((error, 0) for error in RAISED), (next(iter(RAISED)), 1)]
+)
 def test_the_same_out_of_a_loaders_process(error, num_workers):
     with pytest.raises(type(error)) as caught:
         next(iter(DataLoader(Failing(error), num_workers=num_workers)))
