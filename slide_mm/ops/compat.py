@@ -33,5 +33,5 @@ is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 # Decorates what FlopCounterMode counts an operator with.
 register_flop_formula = getattr(flop_counter, "register_flop_formula", _register_flop_formula)
 
-# Attention to any neighbourhood, and ONNX files of the operator set that ours are of.
-HAS_FLEX_ATTENTION = HAS_ONNX_20 = torch.__version__ >= (2, 5)
+# Attention to any neighbourhood.
+HAS_FLEX_ATTENTION = torch.__version__ >= (2, 5)
