@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slide_mm.engine.outputs import PICTURES, check_device, check_output, write_atomically
+from slide_mm.checkpoints.writing import write_atomically
+from slide_mm.engine.outputs import PICTURES, check_device, check_output
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.timing import measure_times
 

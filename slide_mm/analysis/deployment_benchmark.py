@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from slide_mm.checkpoints.writing import write_atomically
 from slide_mm.engine.config import load_config, require_keys
 from slide_mm.engine.markdown import format_table
-from slide_mm.engine.outputs import PICTURES, check_output, write_atomically
+from slide_mm.engine.outputs import PICTURES, check_output
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.timing import Spread, describe_environment, forward_of, measure_times
 from slide_mm.export.program import load_part

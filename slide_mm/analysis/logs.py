@@ -9,7 +9,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from slide_mm.engine.outputs import PICTURES, check_output, write_atomically
+from slide_mm.checkpoints.writing import write_atomically
+from slide_mm.engine.outputs import PICTURES, check_output
 from slide_mm.engine.reporting import ConfigError
 
 # (step, value) pairs by name. Steps are iterations, or epochs where metrics are logged by epoch.

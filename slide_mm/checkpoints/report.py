@@ -8,7 +8,7 @@ from slide_mm.checkpoints.compare import CheckpointMismatchError
 
 NO_PLACE = "no place in the model"
 NO_PART = "of no part of a backbone"
-MISSING = "as the model was"
+MISSING = "not given: keeps the model's own values"
 GIVE_ANOTHER = "give the checkpoint of this architecture, or the arch of this checkpoint"
 _HEAD = "head."
 

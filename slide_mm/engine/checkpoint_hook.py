@@ -11,8 +11,8 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
+from slide_mm.checkpoints.writing import remove_unfinished, write_atomically
 from slide_mm.engine.config import type_name
-from slide_mm.engine.outputs import remove_unfinished, write_atomically
 
 
 def save_checkpoints_whole(cfg: Config) -> None:

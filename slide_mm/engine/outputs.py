@@ -6,17 +6,7 @@ from pathlib import Path
 
 import torch
 
-from slide_mm.checkpoints.writing import remove_unfinished, write_atomically
 from slide_mm.engine.reporting import ConfigError
-
-__all__ = [
-    "PICTURES",
-    "check_device",
-    "check_output",
-    "make_folder",
-    "remove_unfinished",
-    "write_atomically",
-]
 
 PICTURES = (".png", ".svg", ".pdf")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from slide_mm.checkpoints.writing import write_atomically
 from slide_mm.engine.config import load_config, require_keys
-from slide_mm.engine.outputs import check_output, write_atomically
+from slide_mm.engine.outputs import check_output
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.export.program import MIN_SIDE, ExportedPart, export_program, load_part
 from slide_mm.export.runtimes import (

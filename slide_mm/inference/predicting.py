@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from slide_mm.checkpoints import CheckpointError
+from slide_mm.checkpoints.writing import write_atomically
 from slide_mm.engine.config import get_task, load_config, require_keys
 from slide_mm.engine.data_paths import iter_datasets
 from slide_mm.engine.explaining import explain
 from slide_mm.engine.footprint import Footprint
-from slide_mm.engine.outputs import check_device, make_folder, write_atomically
+from slide_mm.engine.outputs import check_device, make_folder
 from slide_mm.engine.preflight import check_model
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.weights import check_checkpoint

@@ -18,9 +18,10 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from pycocotools import mask as mask_utils
 
+from slide_mm.checkpoints.writing import write_atomically
 from slide_mm.engine.config import type_name
 from slide_mm.engine.consistency import iter_heads
-from slide_mm.engine.outputs import make_folder, write_atomically
+from slide_mm.engine.outputs import make_folder
 from slide_mm.engine.preflight import silence_log
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.inference.images import to_picture

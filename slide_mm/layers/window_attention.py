@@ -181,7 +181,7 @@ def shifted_window_mask(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Mask (num_windows, N, N) that parts tokens which the cyclic shift has brought together.
+    """Mask (num_windows, N, N) between tokens that are neighbours by the cyclic shift alone.
 
     0 where two tokens were neighbours before the shift and -inf where not. The authors' code has
     -100, which leaves weights around 1e-44: CPUs take many times as long for numbers so small.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from slide_mm.checkpoints.writing import write_atomically
 from slide_mm.engine import ConfigError, exit_on_user_error, reporting
-from slide_mm.engine.outputs import write_atomically
 
 
 def test_one_line_and_exit_code(capsys):

@@ -4,6 +4,7 @@ import argparse
 
 from slide_mm.analysis.deployment_benchmark import check_exports, find_mistakes, format_check
 from slide_mm.engine import ConfigError, exit_on_user_error
+from slide_mm.engine.command_line import make_parser
 
 EXAMPLE = """example:
   python tools/deployment/check_export.py segmentor.onnx configs/demo/slide-pvtv2-b0_fpn_demo.py
@@ -11,9 +12,7 @@ EXAMPLE = """example:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("files", nargs="+", help="files that export.py has written")
     parser.add_argument("config", help="config that they were made from")
     parser.add_argument(

@@ -3,6 +3,7 @@
 import argparse
 
 from slide_mm.engine import exit_on_user_error
+from slide_mm.engine.command_line import make_parser
 from slide_mm.export import export_model
 from slide_mm.export.program import PARTS
 
@@ -16,9 +17,7 @@ normalised before; the file's metadata says how.
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("config", help="config of a detector or segmentor")
     parser.add_argument(
         "checkpoint", nargs="?", help="weights of the config's model (default: random ones)"

@@ -12,7 +12,7 @@ from slide_mm.checkpoints import (
     write_checkpoint,
 )
 from slide_mm.engine import ConfigError, exit_on_user_error
-from slide_mm.engine.command_line import OptionAction
+from slide_mm.engine.command_line import OptionAction, make_parser
 from slide_mm.models import build_backbone, list_archs
 
 EXAMPLE = """example:
@@ -22,9 +22,7 @@ EXAMPLE = """example:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("src", help="checkpoint to read")
     parser.add_argument("dst", help="checkpoint to write")
     parser.add_argument(

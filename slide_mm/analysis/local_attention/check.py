@@ -18,8 +18,9 @@ from slide_mm.analysis.local_attention.photographs import read_photographs
 from slide_mm.analysis.local_attention.receptive_field import check_receptive_field
 from slide_mm.analysis.local_attention.report import render_html
 from slide_mm.analysis.local_attention.section import Section
+from slide_mm.checkpoints.writing import write_atomically
 from slide_mm.engine.config import load_config, require_keys
-from slide_mm.engine.outputs import check_device, make_folder, write_atomically
+from slide_mm.engine.outputs import check_device, make_folder
 from slide_mm.engine.preflight import check_model, silence_log
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.timing import describe_environment
