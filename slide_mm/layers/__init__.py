@@ -1,6 +1,8 @@
 """Modules that the backbones are made of. Tokens are channels-last, (B, H, W, C)."""
 
 from slide_mm.layers.block import Block, LocalPerception
+from slide_mm.layers.cross_shaped_attention import CrossShapedAttention
+from slide_mm.layers.deformable_attention import DeformableAttention
 from slide_mm.layers.downsampling import PatchEmbed, PatchMerging
 from slide_mm.layers.mlp import DepthwiseConvMlp, Mlp
 from slide_mm.layers.position import AbsolutePositionEmbedding
@@ -11,6 +13,8 @@ from slide_mm.layers.window_attention import ShiftedWindowAttention
 __all__ = [
     "AbsolutePositionEmbedding",
     "Block",
+    "CrossShapedAttention",
+    "DeformableAttention",
     "DepthwiseConvMlp",
     "LocalPerception",
     "Mlp",

@@ -26,27 +26,42 @@ class PatchEmbed(nn.Module):
         kernel_size: Side of a patch. Equal to the stride for patches that tile the image (Swin,
             PVT), and odd and larger for overlapping ones (PVTv2).
         stride: Step from patch to patch, in input pixels.
+        padding: Zeros on each side of the input, for overlapping patches. Default: half a patch.
+        bias: Whether the convolution has a bias.
 
     Raises:
         ValueError: If an argument is out of its range; the message names argument and value.
     """
 
-    def __init__(self, in_channels: int, embed_dims: int, kernel_size: int, stride: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dims: int,
+        kernel_size: int,
+        stride: int,
+        padding: int | None = None,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         in_channels = whole_number("in_channels", in_channels)
         embed_dims = whole_number("embed_dims", embed_dims)
         stride = whole_number("stride", stride)
         kernel_size = whole_number("kernel_size", kernel_size, stride)
-        padding = 0
+        most = 0
         if kernel_size > stride:
-            padding = odd_number("kernel_size", kernel_size) // 2
-        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, padding)
+            most = odd_number("kernel_size", kernel_size) // 2
+        if padding is None:
+            padding = most
+        padding = whole_number("padding", padding, (kernel_size - stride + 1) // 2, most)
+        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, padding, bias=bias)
+        # With half a patch of padding, patches reach what is left over at the border.
+        self.multiple = 1 if 2 * padding == kernel_size - 1 else stride
         self.norm = nn.LayerNorm(embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, in_channels) to (B, ceil(H / stride), ceil(W / stride), embed_dims)."""
-        if self.proj.padding == (0, 0):
-            x = pad_to_multiple(x, self.proj.stride[0])
+        if self.multiple > 1:
+            x = pad_to_multiple(x, self.multiple)
         # A convolution of channels-last memory gives the same, and the norm needs no copy.
         return self.norm(self.proj(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 

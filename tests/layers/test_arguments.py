@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ NUMBERS = {
     "num_heads": [1, 2, np.int64(4)],
     "kernel_size": [1, 3, np.int32(5)],
     "window_size": [1, 4, np.int64(7)],
+    "num_groups": [1, np.int64(1)],
+    "map_size": [1, 7, np.int64(14)],
     "sr_ratio": [1, 2, np.int64(3)],
     "size": [1, 5, np.int64(7)],
     "stride": [1, np.int64(1)],
@@ -37,6 +40,11 @@ LAYERS = {
     ),
     layers.SpatialReductionAttention: (
         *("embed_dims", "num_heads", "sr_ratio", "attn_drop", "proj_drop"),
+    ),
+    partial(layers.CrossShapedAttention, num_heads=2): ("embed_dims", "attn_drop", "proj_drop"),
+    layers.DeformableAttention: (
+        *("embed_dims", "num_heads", "num_groups", "stride", "kernel_size", "map_size"),
+        *("attn_drop", "proj_drop"),
     ),
     layers.Mlp: ("embed_dims", "hidden_dims", "drop"),
     layers.DepthwiseConvMlp: ("embed_dims", "hidden_dims", "drop"),
