@@ -31,6 +31,7 @@ WRONG = {
     ],
     "pretrained": [True, False, 3, "", {"checkpoint": "a.pth"}],
     "window_size": [0, (7, 7), (7, 7, 0, 7), (7, 7, 7.0, 7), 1000, *NO_WHOLE_NUMBERS],
+    "stripe_widths": [1, (1, 2, 7, 7), (1, 2), (1, 2, 0), (1, 2.0, 7), None, "127"],
     "mlp_ratio": [0, -1, 1e-9, math.nan, math.inf, 1e300, "4", None, (4,)],
     "pretrain_img_size": [31, (224, 224), 10**6, *NO_WHOLE_NUMBERS],
     "arch": ["huge", "", None, 3, [], {}, {"depths": (1, 1, 1, 1)}, {1: 2, "depths": 3}],
@@ -39,11 +40,15 @@ WRONG = {
 OWN = {
     "slide-swin": {"window_size": [1, 3, (2, 7, 1, 5), np.int64(4)], "mlp_ratio": [1, 2.5, 0.5]},
     "slide-pvt": {"pretrain_img_size": [32, 64, np.int64(100)]},
+    "slide-cswin": {"stripe_widths": [(1, 2, 7), [3, 1, np.int64(2)]]},
 }
+
+# Families that divide their heads.
+EVEN_HEADS = {"slide-cswin"}
 
 
 def draw_arch(rng, family):
-    num_heads = [rng.randint(1, 3) for _ in STRIDES]
+    num_heads = [rng.randint(1, 3) * (1 + (family in EVEN_HEADS)) for _ in STRIDES]
     keys = next(iter(FAMILIES[family].backbone.arch_zoo.values()))
     arch = {key: rng.choices((1, 2, 1.5) if key == "mlp_ratios" else (1, 2), k=4) for key in keys}
     arch["num_heads"] = num_heads
