@@ -72,7 +72,7 @@ def read_paper() -> dict[str, Any]:
 
     Returns:
         For each of ``TABLES`` the rows as dicts by column, by their config; and the ``source`` and
-        the ``imagenet_notes`` as they stand in the file.
+        the ``notes`` on rows as they stand in the file.
     """
     path = Path(__file__).with_name("paper_results.json")
     paper = json.loads(path.read_text(encoding="utf-8"))
@@ -145,8 +145,8 @@ def format_readme_table(table: str, rows: Sequence[Row]) -> str:
     """Show counts, and the accuracies that the paper publishes, for a README beside the configs.
 
     Returns:
-        A table in Markdown, for ImageNet with notes, whose last columns are empty: they are for
-        accuracies of models trained with these configs.
+        A table in Markdown, with notes, whose last columns are empty: they are for accuracies of
+        models trained with these configs.
     """
     published = [f"{name}, published" for name in TABLES[table].accuracies.values()]
     trained = [f"{name}, trained here" for name in TABLES[table].accuracies.values()]
@@ -154,11 +154,11 @@ def format_readme_table(table: str, rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         link = [f"[{row.name}]({Path(row.config).name})", row.schedule]
-        accuracies = [str(row.paper.get(column, "")) for column in TABLES[table].accuracies]
+        accuracies = [_show(row.paper.get(column)) for column in TABLES[table].accuracies]
         name = [row.name] if table == "imagenet" else link
         lines.append([*name, *_compare(table, row), *accuracies, *[""] * len(trained)])
     text = format_table([*names, *COMPARISON, *published, *trained], lines)
-    notes = read_paper()["imagenet_notes"] if table == "imagenet" else {}
+    notes = read_paper()["notes"]
     bullets = [f"- {notes[row.name]}" for row in rows if row.name in notes]
     return "\n".join([text, *([""] if bullets else []), *bullets])
 
@@ -189,14 +189,17 @@ def _compare(table: str, row: Row) -> list[str]:
     """Cells of the columns of ``COMPARISON``."""
     digits = TABLES[table].digits
     flops, params = row.ours.flops / 1e9, row.ours.params / 1e6
-    ours = f"{flops:.{digits}f}", f"{params:.{digits}f}"
-    if not row.paper:
-        return ["", ours[0], "", "", ours[1], ""]
-    paper_flops, paper_params = row.paper["flops_g"], row.paper["params_m"]
+    paper_flops, paper_params = row.paper.get("flops_g"), row.paper.get("params_m")
+    percent = paper_flops and _signed(100 * (flops / paper_flops - 1), 1) + " %"
+    difference = paper_params and _signed(params - paper_params, digits)
     return [
-        *(str(paper_flops), ours[0], _signed(100 * (flops / paper_flops - 1), 1) + " %"),
-        *(str(paper_params), ours[1], _signed(params - paper_params, digits)),
+        *(_show(paper_flops), f"{flops:.{digits}f}", _show(percent)),
+        *(_show(paper_params), f"{params:.{digits}f}", _show(difference)),
     ]
+
+
+def _show(figure: Any) -> str:
+    return "" if figure is None else str(figure)
 
 
 def _signed(number: float, digits: int) -> str:

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 
 from slide_mm.engine import ConfigError, load_config, train
+from tests.configs.small import is_small
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.py"))
@@ -18,10 +19,9 @@ LEAVES = [path for path in FILES if "_base_" not in path.parts]
 
 
 def mark_large_as_slow(path):
-    """The name says the arch: -t-, -tiny, -b0."""
-    names = path.stem.replace("_", "-").split("-")
-    small = not {"t", "tiny", "b0"}.isdisjoint(names)
-    return pytest.param(path, id=path.stem, marks=() if small else pytest.mark.slow)
+    """Large archs and heads, and baselines, which differ from their partner by stages alone."""
+    large = not is_small(path) or "cascade" in path.stem or "slide-" not in path.stem
+    return pytest.param(path, id=path.stem, marks=pytest.mark.slow if large else ())
 
 
 def detection_batch():
@@ -121,7 +121,7 @@ def test_config_repeats_nothing_that_its_base_says(path, tmp_path):
 def test_baselines_differ_by_their_stages_alone():
     """A file without `slide-` in its name has a partner with it."""
     baselines = [path for path in LEAVES if "slide-" not in path.stem]
-    assert len(baselines) == 13
+    assert len(baselines) == 25
     for path in baselines:
         (partner,) = (
             other
