@@ -65,6 +65,18 @@ def key_value_rows(tensor: Tensor, _: Beside) -> Tensor:
     return tensor[len(tensor) // 3 :]
 
 
+def key_rows(tensor: Tensor, beside: Beside) -> Tensor:
+    """Projection to keys, 1 x 1 convolution or linear layer, as that to keys and values."""
+    rows = linear(tensor, beside)
+    return torch.cat([rows, torch.zeros_like(rows)])
+
+
+def value_rows(tensor: Tensor, beside: Beside) -> Tensor:
+    """Like :func:`key_rows`, for values: the two add up."""
+    rows = linear(tensor, beside)
+    return torch.cat([torch.zeros_like(rows), rows])
+
+
 def from_unfold(tensor: Tensor, _: Beside) -> Tensor:
     """Sort 2 x 2 patches from (C, row, column) to (column, row, C), in the last dimension."""
     return tensor.unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3)

@@ -11,6 +11,7 @@ BLOCK = "stages.{stage}.blocks.{block}."
 DOWNSAMPLE = "stages.{stage}.downsample."
 _PLACEHOLDER = re.compile(r"\{(\w+)([+-]1)?(?::([^}]*))?\}")
 _NUM_STAGES = 4
+_HALVES = {"even": r"\d*[02468]", "odd": r"\d*[13579]"}
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Rule:
 
     Attributes:
         source: Name in the checkpoint. ``{stage}`` and ``{block}`` stand for our numbers, from 0,
-            ``{stage+1}`` for a number that is one higher than ours, ``{kind}`` for weight or bias,
-            ``{layer:a|b}`` for a or b, and ``{path}`` for all that no other rule knows.
+            ``{stage+1}`` for a number that is one higher than ours, ``{even}`` and ``{odd}`` for
+            twice our block's number and one more, ``{kind}`` for weight or bias, ``{layer:a|b}``
+            for a or b, and ``{path}`` for all that no other rule knows.
         target: Name in our backbones; None for what they have no use for.
         reshape: Changes the shape.
     """
@@ -41,6 +43,7 @@ class Rule:
         if match is None:
             return None
         numbers = {key: int(match[key]) - offset for key, offset in offsets.items()}
+        numbers |= {"block": int(match[key]) // 2 for key in match.groupdict() if key in _HALVES}
         return self.target.format(**match.groupdict() | numbers) if self.target else ""
 
 
@@ -89,4 +92,4 @@ def _alternatives(key: str, offset: int, choices: str | None) -> str:
         numbers = (stage + offset for stage in range(_NUM_STAGES))
         return "|".join(str(number) for number in numbers if number >= 0)
     block = r"[1-9]\d*" if offset else r"\d+"
-    return {"block": block, "kind": "weight|bias", "path": ".+"}[key]
+    return {"block": block, "kind": "weight|bias", "path": ".+", **_HALVES}[key]

@@ -170,6 +170,7 @@ class HierarchicalBackbone(BaseModule):
                 self.build_mlp(index),
                 drop_path=drop_paths[first + depth],
                 norm_eps=self.norm_eps,
+                local=self.build_local(index),
             )
             for depth in range(depths[index])
         ]
@@ -213,6 +214,10 @@ class HierarchicalBackbone(BaseModule):
                 name, ratio, f"give one that leaves channels in MLPs of width {embed_dims}"
             )
         return self.mlp_type(embed_dims, hidden_dims, drop=self.drop_rate)
+
+    def build_local(self, index: int) -> nn.Module | None:
+        """What tokens go through first in a stage's blocks, if the family has such a layer."""
+        return None
 
     def build_position(self, index: int) -> nn.Module | None:
         """Position embedding of a stage, if the family has one."""
