@@ -5,6 +5,7 @@ from slide_mm.layers.cross_shaped_attention import CrossShapedAttention
 from slide_mm.layers.deformable_attention import DeformableAttention
 from slide_mm.layers.downsampling import PatchEmbed, PatchMerging
 from slide_mm.layers.mlp import DepthwiseConvMlp, Mlp
+from slide_mm.layers.neighbourhood_attention import NeighbourhoodAttention
 from slide_mm.layers.position import AbsolutePositionEmbedding
 from slide_mm.layers.slide_attention import SlideAttention
 from slide_mm.layers.spatial_reduction_attention import SpatialReductionAttention
@@ -18,6 +19,7 @@ __all__ = [
     "DepthwiseConvMlp",
     "LocalPerception",
     "Mlp",
+    "NeighbourhoodAttention",
     "PatchEmbed",
     "PatchMerging",
     "ShiftedWindowAttention",
