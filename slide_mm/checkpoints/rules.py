@@ -43,7 +43,8 @@ class Rule:
         if match is None:
             return None
         numbers = {key: int(match[key]) - offset for key, offset in offsets.items()}
-        numbers |= {"block": int(match[key]) // 2 for key in match.groupdict() if key in _HALVES}
+        for key in _HALVES.keys() & match.groupdict():
+            numbers["block"] = int(match[key]) // 2
         return self.target.format(**match.groupdict() | numbers) if self.target else ""
 
 

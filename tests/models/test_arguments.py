@@ -31,6 +31,7 @@ WRONG = {
     ],
     "pretrained": [True, False, 3, "", {"checkpoint": "a.pth"}],
     "window_size": [0, (7, 7), (7, 7, 0, 7), (7, 7, 7.0, 7), 1000, *NO_WHOLE_NUMBERS],
+    "plus": ["yes", 1, 0.0],
     "stripe_widths": [1, (1, 2, 7, 7), (1, 2), (1, 2, 0), (1, 2.0, 7), None, "127"],
     "mlp_ratio": [0, -1, 1e-9, math.nan, math.inf, 1e300, "4", None, (4,)],
     "pretrain_img_size": [31, (224, 224), 10**6, *NO_WHOLE_NUMBERS],
@@ -41,10 +42,15 @@ OWN = {
     "slide-swin": {"window_size": [1, 3, (2, 7, 1, 5), np.int64(4)], "mlp_ratio": [1, 2.5, 0.5]},
     "slide-pvt": {"pretrain_img_size": [32, 64, np.int64(100)]},
     "slide-cswin": {"stripe_widths": [(1, 2, 7), [3, 1, np.int64(2)]]},
+    "slide-dat": {
+        "plus": [None, True, np.bool_(False)],
+        "window_size": [1, 3, np.int64(4)],
+        "pretrain_img_size": [32, 64, np.int64(100)],
+    },
 }
 
 # Families that divide their heads.
-EVEN_HEADS = {"slide-cswin"}
+EVEN_HEADS = {"slide-cswin", "slide-dat"}
 
 
 def draw_arch(rng, family):
