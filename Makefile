@@ -12,7 +12,7 @@ demo: install  ## train, test and draw the two demo models
 	$(VENV)/bin/python tools/demo.py
 
 test: install  ## run the tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
 
 lint: install  ## check format and style
 	$(VENV)/bin/ruff format --check
