@@ -58,6 +58,14 @@ class Stage(nn.Module):
         return self.norm(x)
 
 
+def init_linear(module: nn.Module) -> None:
+    """Initialise a linear layer as most authors do; other layers stay as they are."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class HierarchicalBackbone(BaseModule):
     """Four stages at strides 4, 8, 16 and 32, of which some slide.
 
@@ -91,6 +99,8 @@ class HierarchicalBackbone(BaseModule):
     norm_eps: ClassVar[float] = 1e-5
     mlp_type: ClassVar[type[nn.Module]] = Mlp
     mlp_ratio: float = 4.0
+    # See Block.
+    layer_scale: float | None = None
     # The convolution that takes the image.
     first_conv: ClassVar[str] = "stages.0.downsample.proj"
 
@@ -171,6 +181,7 @@ class HierarchicalBackbone(BaseModule):
                 drop_path=drop_paths[first + depth],
                 norm_eps=self.norm_eps,
                 local=self.build_local(index),
+                layer_scale=self.layer_scale,
             )
             for depth in range(depths[index])
         ]
@@ -234,11 +245,8 @@ class HierarchicalBackbone(BaseModule):
     @staticmethod
     def init_layer(module: nn.Module) -> None:
         """Initialise a linear layer or convolution, as the authors of PVT and PVTv2 do."""
-        if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
+        init_linear(module)
+        if isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
             if module.bias is not None:

@@ -33,6 +33,12 @@ WRONG = {
     "window_size": [0, (7, 7), (7, 7, 0, 7), (7, 7, 7.0, 7), 1000, *NO_WHOLE_NUMBERS],
     "plus": ["yes", 1, 0.0],
     "stripe_widths": [1, (1, 2, 7, 7), (1, 2), (1, 2, 0), (1, 2.0, 7), None, "127"],
+    "neighbourhood_size": [0, 2, 101, *NO_WHOLE_NUMBERS],
+    "dilations": [
+        *(1, (1, 1, 1, 1), ((1,),) * 3, ((1,), (1, 2), (), (1,)), ((1,), (0,), (1,), (1,))),
+        *(((1,), (2.0,), (1,), (1,)), ((1,), (300,), (1,), (1,)), None, "1111"),
+    ],
+    "layer_scale": [-1, math.nan, math.inf, "1e-5", (1,), True],
     "mlp_ratio": [0, -1, 1e-9, math.nan, math.inf, 1e300, "4", None, (4,)],
     "pretrain_img_size": [31, (224, 224), 10**6, *NO_WHOLE_NUMBERS],
     "arch": ["huge", "", None, 3, [], {}, {"depths": (1, 1, 1, 1)}, {1: 2, "depths": 3}],
@@ -46,6 +52,11 @@ OWN = {
         "plus": [None, True, np.bool_(False)],
         "window_size": [1, 3, np.int64(4)],
         "pretrain_img_size": [32, 64, np.int64(100)],
+    },
+    "slide-nat": {
+        "neighbourhood_size": [1, 3, 7, np.int64(5)],
+        "dilations": [((1,), (1, 2), (3,), (1,)), [[np.int64(2)], [1], [1, 1, 4], [1]]],
+        "layer_scale": [None, 0, 1, np.float32(0.5)],
     },
 }
 
