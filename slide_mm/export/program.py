@@ -24,7 +24,7 @@ MIN_SIDE = 32
 # The example that open sizes are exported with: no side of a map is another's, or a table's.
 _EXAMPLE_SIZE = (2, 232, 296)
 # Pieces that tokens are cut in where all of them together would need gigabytes.
-_NUM_PIECES = 4
+_NUM_PIECES = 8
 # MLPs with so many times their channels inside.
 _WIDE = 8
 

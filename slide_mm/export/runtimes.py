@@ -40,6 +40,8 @@ def open_with_onnxruntime(file: str | Path) -> Opened:
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that go on waiting in a loop would slow whatever takes turns with them.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # It would keep memory for one size of image, and give it to tensors of the same shape alone.
+    options.enable_mem_pattern = options.enable_mem_reuse = False
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     notes = session.get_modelmeta().custom_metadata_map
