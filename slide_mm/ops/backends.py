@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from slide_mm.ops import chunked, cpu_kernel, reference
+from slide_mm.ops import chunked, cpu_kernel, gpu_kernel, reference
 from slide_mm.ops.compat import is_recorded
 from slide_mm.ops.memory import new_empty
 
@@ -29,7 +29,8 @@ class Backend(NamedTuple):
             ``dropout_p`` takes the place of ``kept``.
         backward: ``(query, key, value, kernel, bias, position_bias, scale, kept, output_grad,
             gradients)``. Writes those of query, key and value into ``gradients``, which are empty
-            and may be strided; returns those of kernel, bias and position_bias, of any float type.
+            and may be strided, all alike; returns those of kernel, bias and position_bias, of any
+            float type.
         keep: ``(query, kernel)`` to an empty tensor for what backward needs beside the inputs, of
             any shape and type. They may be meta tensors.
         why_not: ``(tensors, kernel_size)`` to why it can't take a call, in a few words that follow
@@ -52,6 +53,7 @@ TABLE = {
     "compiled": Backend(
         cpu_kernel.forward, cpu_kernel.backward, keep_attention, cpu_kernel.why_not
     ),
+    "triton": Backend(gpu_kernel.forward, gpu_kernel.backward, keep_attention, gpu_kernel.why_not),
     "chunked": Backend(chunked.forward, chunked.backward, keep_attention),
     **{
         name: Backend(partial(reference.attend, form=form))

@@ -45,7 +45,7 @@ def forward(
             here, if it is given.
     """
     output = new_empty(query, query.shape)
-    weight, position_bias = _by_tap(kernel, bias), _by_pixel(position_bias, query)
+    weight, position_bias = weight_by_tap(kernel, bias), _by_pixel(position_bias, query)
     for chunk, space in _chunks(query, weight):
         torch.mul(query[chunk], scale, out=space.centre)
         space.load_neighbours(key, chunk)
@@ -75,7 +75,7 @@ def backward(
     """Write the gradients of query, key and value; return those of kernel, bias, position_bias."""
     query_grad, key_grad, value_grad = gradients
     num_heads = len(position_bias)
-    weight, position_bias = _by_tap(kernel, bias), _by_pixel(position_bias, query)
+    weight, position_bias = weight_by_tap(kernel, bias), _by_pixel(position_bias, query)
     weight_sum, position_sum = _zeros_like(weight), _zeros_like(position_bias)
     for chunk, space in _chunks(query, weight):
         weights = _of_chunk(attention, chunk, query)
@@ -111,7 +111,7 @@ class _Workspace:
 
     Args:
         like: Has the type, the device and the shape of whole images.
-        weight: Kernel and bias, of :func:`_by_tap`.
+        weight: Kernel and bias, of :func:`weight_by_tap`.
         images: Images of a chunk.
         rows: Rows of each.
 
@@ -245,7 +245,7 @@ def _by_neighbour(x: Tensor) -> list[Tensor]:
     return [neighbour for row in x.unbind(2) for neighbour in row.unbind(2)]
 
 
-def _by_tap(kernel: Tensor, bias: Tensor) -> Tensor:
+def weight_by_tap(kernel: Tensor, bias: Tensor) -> Tensor:
     """Kernel, and bias as one more tap: (taps + 1, taps, head_dim), taps that are read first."""
     return torch.cat((kernel, bias[..., None]), dim=-1).permute(2, 1, 0).contiguous()
 

@@ -35,3 +35,12 @@ register_flop_formula = getattr(flop_counter, "register_flop_formula", _register
 
 # Attention to any neighbourhood.
 HAS_FLEX_ATTENTION = torch.__version__ >= (2, 5)
+
+
+def allows_tf32() -> bool:
+    """Whether matrix products in float32 may round their factors to tf32."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        return matmul.fp32_precision == "tf32"
+    except AttributeError:  # Before PyTorch 2.9.
+        return matmul.allow_tf32
