@@ -6,6 +6,7 @@ dilation. Near an end they are the K of the class that are nearest to the end; n
 
 import math
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def neighbourhood_attention(
     check_numbers(scale, dropout_p)
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     if dropout_p > 0 or is_recorded():
-        return attend_by_row(qkv, position_bias.to(qkv.dtype), dilation, scale, dropout_p)
+        return attend_in_tiles(qkv, position_bias.to(qkv.dtype), dilation, scale, dropout_p)
     return torch.ops.slide_mm.neighbourhood_attention(qkv, position_bias, dilation, scale)
 
 
@@ -92,56 +93,80 @@ def definition(
     return torch.stack(list(rows), 1)
 
 
-def attend_by_row(
+def attend_in_tiles(
     qkv: Tensor, position_bias: Tensor, dilation: int, scale: float, dropout_p: float = 0.0
 ) -> Tensor:
     """Neighbourhood attention in PyTorch's own operations alone, for sizes that may be symbols.
 
-    It holds K copies of the keys at a time, those of the neighbours in one row.
+    As in ``neighbourhood_tiles.py``, but all tiles at once.
     """
     query, key, value = qkv.unbind(3)
-    (height, width), kernel_size = qkv.shape[1:3], (position_bias.shape[-1] + 1) // 2
-    rows, columns = (
-        _neighbours(length, kernel_size, dilation, qkv.device) for length in (height, width)
-    )
-    query = scale * query
-    logits = []
-    for row, places in zip(rows.positions.unbind(1), rows.places.unbind(1), strict=True):
-        keys = key.index_select(1, row)[:, :, columns.positions]
-        bias = position_bias.index_select(1, places)[:, :, columns.places]
-        products = torch.einsum("bhwnc,bhwknc->bhwnk", query, keys)
-        logits.append(products + bias.permute(1, 2, 0, 3))
-    weights = F.dropout(torch.cat(logits, -1).softmax(-1), dropout_p)
-    output = torch.zeros_like(query)
-    for row, row_weights in zip(
-        rows.positions.unbind(1), weights.split(kernel_size, -1), strict=True
-    ):
-        values = value.index_select(1, row)[:, :, columns.positions]
-        output = output + torch.einsum("bhwnk,bhwknc->bhwnc", row_weights, values)
-    return output
+    side = position_bias.shape[-1]
+    kernel_size = (side + 1) // 2
+    rows, columns = (_cut(length, kernel_size, dilation, qkv.device) for length in qkv.shape[1:3])
+    query = _lay_out(scale * query, rows.queries, columns.queries)
+    key, value = (_lay_out(x, rows.keys, columns.keys) for x in (key, value))
+    row, column = rows.places[:, None, :, None, :, None], columns.places[:, None, :, None]
+    index = torch.where((row < 0) | (column < 0), side**2, row * side + column)
+    # Behind the last is what hides a key.
+    table = F.pad(position_bias.flatten(1), (0, 1), value=-torch.inf)
+    bias = table[:, index.flatten(4).flatten(2, 3)].permute(1, 2, 0, 3, 4)
+    weights = F.dropout((query @ key.mT + bias).softmax(-1), dropout_p)
+    tiles = (weights @ value).unflatten(4, (rows.queries.shape[1], -1)).permute(0, 1, 4, 2, 5, 3, 6)
+    output = tiles.flatten(3, 4).flatten(1, 2)
+    return output.index_select(1, rows.order).index_select(2, columns.order)
 
 
-class _Neighbours(NamedTuple):
-    """Neighbours of all positions of a side.
+class _Side(NamedTuple):
+    """A side cut into tiles, each of one residue class modulo the dilation.
 
     Attributes:
-        positions: Theirs, (length, K).
-        places: Theirs in a position bias, likewise.
+        queries: Their positions, (tiles, queries), the last one again where there are too few.
+        keys: Positions of all that a tile's queries see, likewise.
+        places: Places in the position bias, (tiles, queries, keys), -1 for those that are hidden.
+        order: Where the queries of all positions are, (length,).
     """
 
-    positions: Tensor
+    queries: Tensor
+    keys: Tensor
     places: Tensor
+    order: Tensor
 
 
-def _neighbours(length: int, kernel_size: int, dilation: int, device: torch.device) -> _Neighbours:
-    position = torch.arange(length, device=device)
-    residue, number = position % dilation, position // dilation
+def _cut(length: int, kernel_size: int, dilation: int, device: torch.device) -> _Side:
+    arange = partial(torch.arange, device=device)
+    # There are two tiles at least: a number that may be 1 or not is two graphs for torch.export.
+    size = kernel_size // 2 + 1
+    residue = arange(dilation)[:, None, None]
     members = (length - residue + dilation - 1) // dilation
-    first = (number - kernel_size // 2).clamp(min=0).minimum(members - kernel_size)
-    others = first[:, None] + torch.arange(kernel_size, device=device)
-    return _Neighbours(
-        residue[:, None] + dilation * others, others - number[:, None] + kernel_size - 1
+    num_tiles = ((length + dilation - 1) // dilation + size - 1) // size
+    num_keys = size + kernel_size - 1
+    first = size * arange(num_tiles)[:, None]
+    query = (first + arange(size)).minimum(members - 1)
+    first_key = (first - kernel_size // 2).minimum(members - num_keys).clamp(min=0)
+    key = first_key + arange(num_keys)
+    queries, keys = (
+        (residue + dilation * x.minimum(members - 1)).flatten(0, 1) for x in (query, key)
     )
+
+    window = (query - kernel_size // 2).clamp(min=0).minimum(members - kernel_size)[..., None]
+    query, key = query[..., None], key[:, :, None]
+    is_neighbour = (window <= key) & (key < window + kernel_size)
+    places = torch.where(is_neighbour, key - query + kernel_size - 1, -1).flatten(0, 1)
+    position = arange(length)
+    order = position % dilation * (num_tiles * size) + position // dilation
+    return _Side(queries, keys, places, order)
+
+
+def _lay_out(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Lay (B, H, W, num_heads, head_dim) out by tiles.
+
+    Returns:
+        (B, tiles of rows, tiles of columns, num_heads, tokens of a tile, head_dim).
+    """
+    x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
+    x = x.unflatten(1, (-1, rows.shape[1])).unflatten(3, (-1, columns.shape[1]))
+    return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
 
 
 def _check(qkv: Tensor, position_bias: Tensor, dilation: int) -> None:

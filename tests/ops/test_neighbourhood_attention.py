@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slide_mm.ops import neighbourhood_tiles
 from slide_mm.ops.neighbourhood_attention import (
-    attend_by_row,
+    attend_in_tiles,
     definition,
     neighbourhood_attention,
 )
@@ -15,8 +15,8 @@ from tests.needs import needs_pytorch
 from tests.ops.inputs import DEVICES, forward_and_gradients, relative_error
 
 FORMS = {
-    "tiles": neighbourhood_attention,
-    "row": lambda qkv, bias, dilation=1, scale=None: attend_by_row(
+    "bands": neighbourhood_attention,
+    "tiles": lambda qkv, bias, dilation=1, scale=None: attend_in_tiles(
         qkv, bias, dilation, scale or qkv.shape[-1] ** -0.5
     ),
 }
@@ -137,9 +137,9 @@ def test_autocast_changes_the_type_of_the_output_alone():
 def test_dropout_keeps_the_mean():
     qkv, bias = (x.detach() for x in make_inputs())
     plain = neighbourhood_attention(qkv, bias)
-    dropped = torch.stack([neighbourhood_attention(qkv, bias, dropout_p=0.5) for _ in range(400)])
+    dropped = torch.stack([neighbourhood_attention(qkv, bias, dropout_p=0.5) for _ in range(200)])
     assert not torch.equal(dropped[0], plain)
-    assert ((dropped.mean(0) - plain).abs() < 6 * dropped.std(0) / 400**0.5).all()
+    assert ((dropped.mean(0) - plain).abs() < 6 * dropped.std(0) / 200**0.5).all()
 
 
 @needs_pytorch("2.5", "opcheck")
@@ -171,22 +171,6 @@ def test_refuses_double_backward():
     (gradient,) = torch.autograd.grad(output.sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()
-
-
-@needs_pytorch("2.7", "a graph for open sizes")
-def test_graph_holds_for_any_size():
-    torch.manual_seed(0)
-    module = torch.nn.Module()
-    module.forward = partial(neighbourhood_attention, dilation=2)
-    side = torch.export.Dim.DYNAMIC
-    example = tuple(x.detach() for x in make_inputs(2, 13, 16))
-    program = torch.export.export(
-        module, example, dynamic_shapes=({0: side, 1: side, 2: side}, None)
-    )
-    graph = program.module(check_guards=False)
-    for size in ((3, 10, 10), (1, 11, 20), (2, 17, 12)):
-        inputs = [x.detach() for x in make_inputs(*size)]
-        torch.testing.assert_close(graph(*inputs), module.forward(*inputs))
 
 
 WRONG_INPUTS = {
