@@ -6,7 +6,10 @@ from torch.nn import functional as F
 
 from slide_mm.layers.arguments import flag, odd_number, rate, refuse, whole_number
 from slide_mm.layers.heads import head_dim_of
-from slide_mm.ops.compat import is_recorded
+from slide_mm.ops.compat import is_compiling, is_recorded
+
+# Biases that are computed at a time where no gradients are.
+_PIECE = 4 << 20
 
 
 class DeformableAttention(nn.Module):
@@ -80,19 +83,31 @@ class DeformableAttention(nn.Module):
         points = self.find_points(query)
         kv = self.kv(self.sample(x, points)).unflatten(-1, (2, self.num_heads, self.head_dim))
         key, value = kv.permute(2, 0, 3, 1, 4)
+        rows, columns = (self._query_coordinates(side, points) for side in x.shape[1:3])
+        pieces = [(query, rows)]
+        if not (torch.is_grad_enabled() or is_compiling() or is_recorded()):
+            # At high resolution the biases of a whole map take gigabytes.
+            num_rows = max(1, _PIECE // max(1, key[..., 0].numel() * x.shape[2]))
+            pieces = zip(query.split(num_rows, 1), rows.split(num_rows), strict=True)
+        attended = [
+            self.attend(some, key, value, self.attention_bias(points, some_rows, columns))
+            for some, some_rows in pieces
+        ]
+        return self.proj_drop(self.proj(torch.cat(attended, 1)))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Attend with queries (B, H, W, C) to keys and values (B, num_heads, N, head_dim)."""
+        size = query.shape[1:3]
         heads = query.unflatten(-1, (self.num_heads, self.head_dim)).flatten(1, 2).transpose(1, 2)
+        dropout = self.attn_drop if self.training else 0.0
         heads = F.scaled_dot_product_attention(
-            heads,
-            key,
-            value,
-            self.attention_bias(points, x.shape[1:3]).to(heads.dtype),
-            dropout_p=self.attn_drop if self.training else 0.0,
+            heads, key, value, bias.to(heads.dtype), dropout_p=dropout
         )
         heads = heads.transpose(1, 2)
         if is_recorded():
             # Whoever reads the record may lay the output of attention out in another way.
             heads = heads.clone(memory_format=torch.contiguous_format)
-        return self.proj_drop(self.proj(heads.flatten(2).unflatten(1, x.shape[1:3])))
+        return heads.flatten(2).unflatten(1, size)
 
     def find_points(self, query: Tensor) -> Tensor:
         """Rows and columns of the points, from the queries (B, H, W, C).
@@ -123,14 +138,24 @@ class DeformableAttention(nn.Module):
         sampled = sampled.flatten(2).unflatten(0, (x.shape[0], self.num_groups))
         return sampled.permute(0, 3, 1, 2).flatten(2)
 
-    def attention_bias(self, points: Tensor, size: tuple[int, int]) -> Tensor:
-        """Bias of the logits (B, num_heads, H * W, N) of a map of a size, from the table."""
-        sides = [self._query_coordinates(side, points) for side in size]
-        rows, columns = (
+    def attention_bias(self, points: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Bias of the logits, from the table.
+
+        Args:
+            points: See :meth:`find_points`.
+            rows: Coordinates of the queries' H rows.
+            columns: Those of their W columns.
+
+        Returns:
+            (B, num_heads, H * W, N), N points.
+        """
+        down, right = (
             (side[:, None] - coordinates[:, None]) / 2
-            for side, coordinates in zip(sides, points.flatten(1, 2).unbind(-1), strict=True)
+            for side, coordinates in zip(
+                (rows, columns), points.flatten(1, 2).unbind(-1), strict=True
+            )
         )
-        displacements = torch.broadcast_tensors(columns[:, None], rows[:, :, None])
+        displacements = torch.broadcast_tensors(right[:, None], down[:, :, None])
         displacements = torch.stack(displacements, dim=-1).flatten(1, 2)
         table = self.relative_position_bias_table.to(points.dtype)
         batch = points.shape[0] // self.num_groups

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from slide_mm.layers import DeformableAttention
+from slide_mm.layers import DeformableAttention, deformable_attention
 from tests.needs import needs_pytorch
 
 
@@ -121,6 +121,22 @@ def test_equals_attention_point_by_point(plus, seed):
     torch.testing.assert_close(single, expected, rtol=2e-5, atol=2e-5 * expected.abs().max())
 
 
+@pytest.mark.parametrize("num_rows", [1, 3, 7])
+def test_pieces_without_gradients_join_to_the_whole(num_rows, monkeypatch):
+    torch.manual_seed(0)
+    layer, seen = make_layer(plus=False), []
+    x = torch.randn(2, 7, 5, 8, dtype=torch.float64)
+    whole = layer(x)
+    monkeypatch.setattr(deformable_attention, "_PIECE", num_rows * 2 * 4 * 35 * 5)
+    attend = layer.attend
+    monkeypatch.setattr(
+        layer, "attend", lambda query, *others: seen.append(query) or attend(query, *others)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), whole, rtol=1e-12, atol=1e-12)
+    assert [query.shape[1] for query in seen[:-1]] == [num_rows] * (-(-7 // num_rows) - 1)
+
+
 @pytest.mark.parametrize("plus", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (6, 1), (3, 2), (8, 2)])
 @torch.no_grad()
@@ -190,7 +206,7 @@ def test_groups_divide_the_heads():
 
 
 @needs_pytorch("2.7", "a graph for open sizes")
-@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("plus", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_graph_holds_for_any_size(plus):
     torch.manual_seed(0)
     layer = make_layer(stride=2 if plus else 1, plus=plus)
