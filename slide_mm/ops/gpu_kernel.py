@@ -49,21 +49,32 @@ class Tiling(NamedTuple):
         return batch * math.ceil(height / self.rows) * math.ceil(width / self.columns)
 
 
-# By the side K and the bytes of a pixel of one head. No kernel is cut so large that it needs more
-# registers than there are, on any GPU (counted: docs/performance.md).
+class Tilings(NamedTuple):
+    """How each kernel is cut."""
+
+    forward: Tiling
+    query_gradient: Tiling
+    key_and_value_gradients: Tiling
+    weight_gradients: Tiling
+
+
+_LARGE, _SMALL = Tiling(8, 8, 4), Tiling(4, 8, 4)
+# By the side K, the head's width and the bytes of a number: whatever the size of the map, and so
+# that no kernel needs more registers than a GPU has (counted: docs/performance.md).
 _TILINGS = {
-    (3, 32): (Tiling(8, 8, 4), Tiling(8, 8, 4), Tiling(4, 8, 4)),
-    (3, 64): (Tiling(8, 8, 4), Tiling(8, 8, 4), Tiling(8, 8, 4)),
-    (3, 128): (Tiling(8, 8, 4), Tiling(4, 8, 4), Tiling(4, 8, 4)),
-    (3, 256): (Tiling(4, 8, 4), Tiling(4, 8, 4), Tiling(4, 8, 8)),
-    (3, 512): (Tiling(4, 8, 8), Tiling(4, 8, 8), Tiling(4, 4, 8)),
-    # These are for types of two bytes alone.
+    (3, 16, 2): Tilings(_LARGE, _LARGE, _LARGE, _SMALL),
+    (3, 32, 2): Tilings(_LARGE, _LARGE, _LARGE, _LARGE),
+    (3, 64, 2): Tilings(_LARGE, Tiling(8, 8, 8), _SMALL, _SMALL),
+    (3, 128, 2): Tilings(_SMALL, _SMALL, _SMALL, Tiling(4, 8, 8)),
+    (3, 16, 4): Tilings(_LARGE, _LARGE, _LARGE, Tiling(4, 4, 4)),
+    (3, 32, 4): Tilings(_LARGE, _LARGE, _SMALL, _SMALL),
+    (3, 64, 4): Tilings(_SMALL, _SMALL, _SMALL, Tiling(4, 8, 8)),
+    (3, 128, 4): Tilings(Tiling(4, 4, 8), Tiling(4, 4, 8), Tiling(4, 8, 8), Tiling(4, 4, 8)),
     **dict.fromkeys(
-        ((5, 32), (5, 64), (5, 128), (5, 256), (7, 32), (7, 64)),
-        (Tiling(4, 8, 4), Tiling(4, 8, 4), Tiling(4, 4, 8)),
+        ((5, 16, 2), (5, 32, 2), (5, 64, 2), (5, 128, 2), (7, 16, 2), (7, 32, 2)),
+        Tilings(_SMALL, _SMALL, _SMALL, Tiling(4, 4, 8)),
     ),
 }
-_TILED = ("forward", "key_and_value_gradients", "weight_gradients")
 
 
 def why_not(tensors: Sequence[Tensor], kernel_size: int) -> str | None:
@@ -73,11 +84,13 @@ def why_not(tensors: Sequence[Tensor], kernel_size: int) -> str | None:
         return "needs a GPU"
     if tokens.dtype not in _DTYPES:
         return "needs float32, float16 or bfloat16"
-    head_dim, size = tokens.shape[-1], tokens.element_size()
+    if tokens.dtype == torch.bfloat16 and is_interpreted():
+        return "is interpreted, without bfloat16"
+    head_dim = tokens.shape[-1]
     if head_dim not in HEAD_DIMS:
         return f"needs head_dim in {HEAD_DIMS}, not {head_dim}"
-    if (kernel_size, head_dim * size) not in _TILINGS or (kernel_size > 3 and size > 2):
-        return f"has too few registers for K = {kernel_size} and head_dim {head_dim} here"
+    if (kernel_size, head_dim, tokens.element_size()) not in _TILINGS:
+        return f"has too few registers for K = {kernel_size}, head_dim {head_dim} in {tokens.dtype}"
     return unavailable_reason(tokens.device.index)
 
 
@@ -269,9 +282,8 @@ def _strides(prefix: str, tensor: Tensor) -> dict[str, int]:
 
 
 def _tiling(name: str, query: Tensor, kernel: Tensor) -> Tiling:
-    name = "forward" if name == "query_gradient" else name
-    key = math.isqrt(kernel.shape[1]), query.shape[-1] * query.element_size()
-    return _TILINGS[key][_TILED.index(name)]
+    key = math.isqrt(kernel.shape[1]), query.shape[-1], query.element_size()
+    return getattr(_TILINGS[key], name)
 
 
 def _filled(taps: int) -> int:

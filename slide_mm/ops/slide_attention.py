@@ -42,8 +42,9 @@ def slide_attention(
         position_bias: One number a head and tap, (num_heads, K*K), or None for no bias.
         scale: Factor of the query; ``head_dim ** -0.5`` when None.
         backend: One of :data:`slide_mm.ops.BACKENDS`. All give the same result. ``'auto'`` takes
-            the first that can: ``'compiled'``, for float32 on a CPU; else ``'chunked'``; and
-            ``'tap'``, of which PyTorch sees every operation, for dropout and exporting.
+            the first that can: ``'compiled'``, for float32 on a CPU; ``'triton'``, on a GPU; else
+            ``'chunked'``; and ``'tap'``, of which PyTorch sees every operation, for dropout and
+            exporting.
         dropout_p: Probability of dropping an attention weight.
 
     Returns:

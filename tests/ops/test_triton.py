@@ -188,9 +188,10 @@ def test_kernel_sizes_that_have_too_few_registers(monkeypatch):
     def reason(kernel_size, dtype, head_dim):
         return gpu_kernel.why_not([torch.zeros(1, 1, 1, 1, head_dim, dtype=dtype)], kernel_size)
 
-    assert "registers for K = 5 and head_dim 32" in reason(5, torch.float32, 32)
-    assert "registers for K = 7 and head_dim 64" in reason(7, torch.float16, 64)
-    assert "registers for K = 9 and head_dim 16" in reason(9, torch.float16, 16)
+    assert "registers for K = 5, head_dim 32 in torch.float32" in reason(5, torch.float32, 32)
+    assert "registers for K = 7, head_dim 64 in torch.float16" in reason(7, torch.float16, 64)
+    assert "registers for K = 9, head_dim 16 in torch.float16" in reason(9, torch.float16, 16)
+    assert reason(5, torch.float16, 128) is None
 
 
 @pytest.mark.parametrize(
