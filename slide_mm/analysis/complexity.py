@@ -47,6 +47,7 @@ _FORMULAS = {
     aten.native_batch_norm: _per_element(inputs=2),
     aten._native_batch_norm_legit_no_training: _per_element(inputs=2),
     aten.upsample_bilinear2d: _per_element(outputs=4),
+    aten.grid_sampler_2d: _per_element(outputs=4),
 }
 
 
@@ -55,11 +56,11 @@ def count_flops(function: Callable[[], Any]) -> int:
     """Count the multiply-adds of a call, by the conventions of MMEngine's analysis.
 
     Matrix products, convolutions and attention products count in full, norms 5 (batch norms 2) and
-    bilinear resizing 4 an element; activations, softmax and sums don't, nor pooling and resizing to
-    the nearest, which MMEngine counts with 1. Other than MMEngine's tracing, this works on
-    tensors without memory, and sees what ``scaled_dot_product_attention`` does. Slide Attention
-    counts what its published form computes: for each pixel 2 K^4 C to shift keys and values by a
-    depth-wise convolution with K^2 outputs a channel, and 2 K^2 C to attend.
+    bilinear resizing and sampling 4 an element; activations, softmax and sums don't, nor pooling
+    and resizing to the nearest, which MMEngine counts with 1. Other than MMEngine's tracing, this
+    works on tensors without memory, and sees what ``scaled_dot_product_attention`` does. Slide
+    Attention counts what its published form computes: for each pixel 2 K^4 C to shift keys and
+    values by a depth-wise convolution with K^2 outputs a channel, and 2 K^2 C to attend.
 
     Args:
         function: Runs a model on tensors of the device ``meta``.

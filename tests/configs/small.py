@@ -2,5 +2,13 @@
 
 
 def is_small(path):
-    """The name says the arch: -t-, -tiny, -mini, -b0."""
-    return not {"t", "tiny", "mini", "b0"}.isdisjoint(path.stem.replace("_", "-").split("-"))
+    """The name says the arch: -t-, -tiny, -mini, -b0; of NAT and DiNAT it is NAT's -mini alone.
+
+    Of DAT++ it is what slides.
+    """
+    names = set(path.stem.replace("_", "-").split("-"))
+    if not names.isdisjoint({"nat", "dinat"}):
+        return {"nat", "mini"} <= names
+    if "plus" in names and "slide" not in names:
+        return False
+    return not names.isdisjoint({"t", "tiny", "mini", "b0"})
