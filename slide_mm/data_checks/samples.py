@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
-import mmcv
+import cv2
 import numpy as np
 from mmengine import fileio
 from PIL import Image, UnidentifiedImageError
@@ -139,8 +139,8 @@ class SampleReader:
     ) -> Seen:
         """Read a panoptic PNG: red, green and blue are the digits of segments' ids."""
         content = _read_whole(path, self.load_image)
-        colors = mmcv.imfrombytes(content, flag="color", channel_order="rgb")
-        ids = colors.astype(np.int64) @ (1, 256, 256**2)
+        colors = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        ids = colors.astype(np.int64) @ (256**2, 256, 1)  # OpenCV has blue first.
         if ids.shape[::-1] != size:
             return _of_other_size(path, ids, size)
         absent = {segment["id"] for segment in segments} - set(np.unique(ids).tolist())

@@ -6,7 +6,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mmcv.transforms import BaseTransform
 from mmengine import fileio
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -22,7 +21,7 @@ MAX_BROKEN_IN_A_ROW = 10
 
 
 @TRANSFORMS.register_module()
-class PassOverUnreadable(BaseTransform):
+class PassOverUnreadable:
     """Load a file; where it is broken, warn and let the dataset take another, or end the run.
 
     Args:
@@ -35,7 +34,7 @@ class PassOverUnreadable(BaseTransform):
         self.refuse = refuse
         self.broken_in_a_row = 0
 
-    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Load what ``results`` names, or return None, for which datasets draw another sample.
 
         Args:
