@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +26,9 @@ from slide_mm.ops.reference import published
 
 KERNEL_SIZE, WINDOW_SIZE = 3, 7
 SLIDE = ("published", *TABLE)
-# Attention to the same neighbourhood, without the deformed path.
+# Attention to the same neighbourhood, without the deformed path; NATTEN's stays in the image.
 FLEX = "flex attention"
+NATTEN = "NATTEN"
 WINDOW = "window attention"
 _FLEX_BLOCK = 128
 
@@ -64,16 +66,16 @@ class Inputs(NamedTuple):
     window_bias: Tensor
 
 
-def make_inputs(shape: Shape, device: torch.device) -> Inputs:
-    """Random float32 inputs, which need gradients, except for the shifts."""
+def make_inputs(shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32) -> Inputs:
+    """Random inputs, which need gradients, except for the shifts."""
     batch, height, width, num_heads, head_dim = shape
     taps = KERNEL_SIZE**2
     square = KERNEL_SIZE, KERNEL_SIZE
-    shift = torch.eye(taps, device=device).view(taps, *square).repeat(head_dim, 1, 1, 1)
-    random = partial(torch.randn, device=device)
+    shift = torch.eye(taps, device=device, dtype=dtype).view(taps, *square)
+    random = partial(torch.randn, device=device, dtype=dtype)
     return Inputs(
         random(batch, height, width, 3, num_heads, head_dim).requires_grad_(),
-        shift,
+        shift.repeat(head_dim, 1, 1, 1),
         random(head_dim, taps, *square).mul_(0.2).requires_grad_(),
         random(head_dim, taps).requires_grad_(),
         random(num_heads, taps).requires_grad_(),
@@ -81,12 +83,13 @@ def make_inputs(shape: Shape, device: torch.device) -> Inputs:
     )
 
 
-def list_contenders(device: torch.device) -> list[str]:
-    """Names of all that run on a device."""
-    tensors = [torch.empty(0, device=device)]
+def list_contenders(device: torch.device, dtype: torch.dtype = torch.float32) -> list[str]:
+    """Names of all that run on a device, with heads as wide as those of the models."""
+    tensors = [torch.empty(0, 32, device=device, dtype=dtype)]
     missing = {name for name in TABLE if why_not(name, tensors, KERNEL_SIZE)}
     missing |= set() if HAS_FLEX_ATTENTION else {FLEX}
-    return [name for name in (WINDOW, *SLIDE, FLEX) if name not in missing]
+    missing |= set() if device.type == "cuda" and find_spec("natten") else {NATTEN}
+    return [name for name in (WINDOW, *SLIDE, FLEX, NATTEN) if name not in missing]
 
 
 def has_backward(name: str, device: torch.device) -> bool:
@@ -103,6 +106,8 @@ def make_contender(name: str, inputs: Inputs) -> Callable[[], Tensor]:
         return _window_attention(inputs)
     if name == FLEX:
         return _flex_attention(inputs)
+    if name == NATTEN:
+        return _natten(inputs)
     if name == "published":
         return partial(published, *inputs[:-1])
     qkv, shift, deformed_kernel, bias, position_bias, _ = inputs
@@ -112,11 +117,12 @@ def make_contender(name: str, inputs: Inputs) -> Callable[[], Tensor]:
 
 
 def build_runs(
-    name: str, shape: Shape, device: torch.device
+    name: str, shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Forward, and forward and backward, on new inputs; both have run on a small image."""
     small, real = (
-        make_inputs(size, device) for size in (shape._replace(batch=1, height=8, width=8), shape)
+        make_inputs(size, device, dtype)
+        for size in (shape._replace(batch=1, height=8, width=8), shape)
     )
     for run in _runs(name, small):
         run()
@@ -187,6 +193,13 @@ def _flex_attention(inputs: Inputs) -> Callable[[], Tensor]:
         return out.transpose(1, 2).unflatten(1, (height, width))
 
     return run
+
+
+def _natten(inputs: Inputs) -> Callable[[], Tensor]:
+    """NATTEN's fused attention to K x K neighbours, which it chooses inside the image."""
+    from natten.functional import na2d
+
+    return lambda: na2d(*inputs.qkv.unbind(3), kernel_size=KERNEL_SIZE)
 
 
 def parse_shape(text: str, named: dict[str, Shape]) -> Shape:

@@ -3,9 +3,13 @@
 import argparse
 import gc
 import json
+import math
 import multiprocessing
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +20,13 @@ from torch import Tensor
 from slide_mm.checkpoints.writing import write_atomically
 from slide_mm.engine.outputs import PICTURES, check_device, check_output
 from slide_mm.engine.reporting import ConfigError
-from slide_mm.engine.timing import measure_times
+from slide_mm.engine.timing import Spread, measure_times, synchronize
+
+DTYPES = {str(x).removeprefix("torch."): x for x in (torch.float32, torch.float16, torch.bfloat16)}
+# How computations are run, by the key of their times.
+MODES = {"ms": "", "graph_ms": ", as a CUDA graph"}
+# On a GPU, seconds of work to wait for at once: waiting takes as long as some computations.
+_WORK = 0.01
 
 
 class Memory(NamedTuple):
@@ -40,10 +50,88 @@ def backward_of(function: Callable[[], Tensor], inputs: Iterable[Tensor]) -> Cal
     return run
 
 
+def measure_calls(
+    runs: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    label: str,
+    num_calls: int = 1,
+) -> dict[str, Spread]:
+    """Time computations as :func:`slide_mm.engine.timing.measure_times`, but a GPU's many at once.
+
+    Args:
+        runs: The computations, by name.
+        rounds: Times that each is timed.
+        device: Where they run.
+        label: What is timed, shown with the progress.
+        num_calls: Computations that each of them makes, the time of one of which is given.
+    """
+    repeats = {name: _count_repeats(run, device) for name, run in runs.items()}
+
+    def repeat(name: str) -> None:
+        for _ in range(repeats[name]):
+            runs[name]()
+
+    repeated = {name: partial(repeat, name) for name in runs}
+    spreads = measure_times(repeated, rounds, device, label)
+    return {
+        name: Spread(*(x / (repeats[name] * num_calls) for x in spread[:-1]), spread.rounds)
+        for name, spread in spreads.items()
+    }
+
+
+def _count_repeats(run: Callable[[], Any], device: torch.device) -> int:
+    """How often a computation that has run before fills the time that is worth waiting for."""
+    if device.type == "cpu":
+        return 1
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return math.ceil(_WORK / (time.perf_counter() - start))
+
+
+def list_modes(device: torch.device) -> list[str]:
+    """In which of ``MODES`` computations are timed on a device."""
+    return list(MODES) if device.type == "cuda" else ["ms"]
+
+
+def try_run(run: Callable[[], Any], label: str) -> bool:
+    """Run a computation once. Where that is impossible, tell why, and return False."""
+    try:
+        run()
+    except Exception as error:  # Memory may be short, and others' libraries fail in many ways.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        print(f"{label}: {reason}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def record_graphs(runs: Mapping[str, Callable[[], Any]]) -> dict[str, Callable[[], None]]:
+    """Functions that do again by a CUDA graph, without launches, what computations do."""
+    graphs: dict[str, Callable[[], None]] = {}
+
+    def record(name: str) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                runs[name]()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            runs[name]()
+        graphs[name] = graph.replay
+
+    for name in runs:
+        try_run(partial(record, name), f"{name}{MODES['graph_ms']}")
+    return graphs
+
+
 def measure_memory(
     build: Callable[..., tuple[Callable, Callable]], *arguments: Any, device: torch.device
 ) -> Memory:
-    """Measure the peak memory of a computation, each time in a fresh process.
+    """Measure the peak memory of a computation: on a CPU, each time in a fresh process.
 
     Args:
         build: A function of a module, which gives the forward, and the forward and backward
@@ -51,9 +139,12 @@ def measure_memory(
         *arguments: Its arguments.
         device: Where it runs. On a CPU, peaks of the resident memory are taken, which Linux knows.
     """
-    return Memory(
-        *(run_in_fresh_process(_measure_peak, build, arguments, i, device) for i in range(2))
-    )
+    call = run_in_fresh_process if device.type == "cpu" else _call
+    return Memory(*(call(_measure_peak, build, arguments, i, device) for i in range(2)))
+
+
+def _call(function: Callable, *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def run_in_fresh_process(function: Callable, *arguments: Any) -> Any:
@@ -112,7 +203,8 @@ class Rates(NamedTuple):
     """What a machine can do.
 
     Attributes:
-        arithmetic: Floating-point operations a second, in a product of two 2048 x 2048 matrices.
+        arithmetic: Floating-point operations a second, in a product of two square matrices: of side
+            2048 on a CPU, 8192 on a GPU.
         bandwidth: Bytes a second, read and written, in a copy of 256 MiB.
     """
 
@@ -124,14 +216,17 @@ class Rates(NamedTuple):
         return 1e3 * max(operations / self.arithmetic, num_bytes / self.bandwidth)
 
 
-def measure_rates(device: torch.device, rounds: int = 7) -> Rates:
-    """Measure what the machine can do, in float32, with PyTorch's threads."""
-    matrix = torch.rand(2048, 2048, device=device)
+def measure_rates(
+    device: torch.device, rounds: int = 7, dtype: torch.dtype = torch.float32
+) -> Rates:
+    """Measure what the machine can do, in a type, with PyTorch's threads."""
+    side = 2048 if device.type == "cpu" else 8192
+    matrix = torch.rand(side, side, device=device, dtype=dtype)
     source = torch.rand(64 << 20, device=device)
     target = torch.empty_like(source)
     runs = {"arithmetic": lambda: matrix @ matrix, "bandwidth": lambda: target.copy_(source)}
-    times = measure_times(runs, rounds, device, label="floors")
-    work = {"arithmetic": 2 * 2048**3, "bandwidth": 2 * source.nbytes}
+    times = measure_calls(runs, rounds, device, label="floors")
+    work = {"arithmetic": 2 * side**3, "bandwidth": 2 * source.nbytes}
     return Rates(*(work[name] / (1e-3 * times[name].low) for name in Rates._fields))
 
 
@@ -147,6 +242,9 @@ def add_benchmark_options(parser: argparse.ArgumentParser, name: str) -> None:
         "--threads", type=int, help="threads on the CPU (default: as many as PyTorch takes)"
     )
     parser.add_argument("--device", default="cpu", help="such as cpu or cuda (default: cpu)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="type of numbers (default: float32)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, too")
     parser.add_argument(
         "--out",

@@ -13,7 +13,7 @@ from slide_mm.analysis.backbone_benchmark import (
     ("family", "name"), [(family, name) for family, names in FAMILIES.items() for name in names]
 )
 def test_every_backbone_runs_forward_and_backward(family, name):
-    for run in build_runs(family, name, (64, 96), torch.device("cpu")):
+    for run in build_runs(family, name, (1, 64, 96), torch.device("cpu")):
         run()
 
 
@@ -22,7 +22,8 @@ def test_report_gives_ratios_to_the_first(tmp_path):
         time = {"median": median, "low": median, "high": median, "rounds": 3}
         return {"ms": {"forward": time, "both": time}, "mib": {"forward": mib, "both": 2 * mib}}
 
-    report = {"results": {"64x96": {"swin": {"theirs": measured(80, 7), "ours": measured(60, 5)}}}}
+    swin = {"theirs": measured(80, 7), "ours": measured(60, 5)}
+    report = {"batch": 1, "results": {"64x96": {"swin": swin}}}
     lines = [line.split("|") for line in format_backbones(report).splitlines()]
     ours = next(line for line in lines if line[1:2] == [" ours   "])
     assert [cell.strip() for cell in ours[2:8]] == [

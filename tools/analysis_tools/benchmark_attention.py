@@ -12,7 +12,7 @@ from slide_mm.analysis.attention_benchmark import (
     plot_attention,
 )
 from slide_mm.analysis.attention_contenders import Shape, list_contenders, parse_shape
-from slide_mm.analysis.benchmark import add_benchmark_options, run_benchmark
+from slide_mm.analysis.benchmark import DTYPES, add_benchmark_options, run_benchmark
 from slide_mm.engine import ConfigError, exit_on_user_error
 from slide_mm.engine.command_line import make_parser
 from slide_mm.engine.outputs import check_device
@@ -49,8 +49,10 @@ def read_shapes(texts: list[str]) -> dict[str, Shape]:
         raise ConfigError(str(error)) from error
 
 
-def check_contenders(names: list[str] | None, device: torch.device) -> list[str]:
-    known = list_contenders(device)
+def check_contenders(
+    names: list[str] | None, device: torch.device, dtype: torch.dtype
+) -> list[str]:
+    known = list_contenders(device, dtype)
     unknown = sorted(set(names or ()) - set(known))
     if unknown:
         raise ConfigError(f"no contender {unknown[0]!r} here: choose from {', '.join(known)}")
@@ -61,11 +63,11 @@ def main() -> None:
     args = parse_args()
 
     def measure(device: torch.device) -> dict[str, Any]:
-        return benchmark_attention(shapes, names, args.rounds, device, args.scaling)
+        return benchmark_attention(shapes, names, args.rounds, device, args.scaling, dtype)
 
     with exit_on_user_error():
-        shapes = read_shapes(args.shapes)
-        names = check_contenders(args.contenders, check_device(args.device))
+        shapes, dtype = read_shapes(args.shapes), DTYPES[args.dtype]
+        names = check_contenders(args.contenders, check_device(args.device), dtype)
         run_benchmark(args, measure, format_attention, plot_attention)
 
 

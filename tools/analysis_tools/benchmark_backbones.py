@@ -9,7 +9,7 @@ from slide_mm.analysis.backbone_benchmark import (
     format_backbones,
     plot_backbones,
 )
-from slide_mm.analysis.benchmark import add_benchmark_options, run_benchmark
+from slide_mm.analysis.benchmark import DTYPES, add_benchmark_options, run_benchmark
 from slide_mm.engine import ConfigError, exit_on_user_error
 from slide_mm.engine.command_line import make_parser
 
@@ -34,6 +34,7 @@ def parse_args() -> argparse.Namespace:
         metavar="HxW",
         help="image sizes in pixels (default: 800x1280)",
     )
+    parser.add_argument("--batch", type=int, default=1, help="images at a time (default: 1)")
     add_benchmark_options(parser, "backbones")
     return parser.parse_args()
 
@@ -50,9 +51,13 @@ def main() -> None:
     args = parse_args()
     with exit_on_user_error():
         sizes = [read_size(text) for text in args.sizes]
+        if args.batch < 1:
+            raise ConfigError(f"--batch is {args.batch}: give a positive number")
         run_benchmark(
             args,
-            lambda device: benchmark_backbones(args.families, sizes, args.rounds, device),
+            lambda device: benchmark_backbones(
+                args.families, sizes, args.rounds, device, args.batch, DTYPES[args.dtype]
+            ),
             format_backbones,
             plot_backbones,
         )
