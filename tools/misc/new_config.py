@@ -7,7 +7,7 @@ from pathlib import Path
 from slide_mm.engine import exit_on_user_error, inspect_data
 from slide_mm.engine.command_line import make_parser
 
-EXAMPLE = """examples:
+EXAMPLE = """example:
   python tools/misc/new_config.py mask-rcnn_slide-swin-t --data data/fruit --out fruit.py
   python tools/misc/new_config.py slide-pvtv2-b0_fpn --data data/fields --out fields.py --epochs 20
 
