@@ -1,4 +1,4 @@
-"""Convert a checkpoint of Swin, PVT, PVTv2 or the authors' Slide-Swin for a slide_mm backbone."""
+"""Convert a checkpoint that others have of a family for a slide_mm backbone."""
 
 import argparse
 
