@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs install clean
+.PHONY: help demo test gpu lint docs install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ demo: install  ## train, test and draw the two demo models
 
 test: install  ## run the tests
 	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
+
+gpu:  ## run the tests and benchmarks of a GPU, with PYTHON where there is no environment
+	PYTHONPATH=. $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) tools/misc/try_gpu.py
 
 lint: install  ## check format and style
 	$(VENV)/bin/ruff format --check

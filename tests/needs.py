@@ -1,7 +1,5 @@
 """What tests need beyond the oldest PyTorch with MMEngine alone; without it they are skipped."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import nn
@@ -18,9 +16,3 @@ def needs_pytorch(version: str, what: str) -> pytest.MarkDecorator:
 def mmdet_backbone(name: str) -> type[nn.Module]:
     """A class of MMDetection's backbones."""
     return getattr(pytest.importorskip("mmdet.models.backbones"), name)
-
-
-def needs_gpu(test: Callable) -> Callable:
-    """Mark a test for a CUDA GPU."""
-    is_missing = not torch.cuda.is_available()
-    return pytest.mark.gpu(pytest.mark.skipif(is_missing, reason="needs a CUDA GPU")(test))

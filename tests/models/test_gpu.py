@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from slide_mm.layers import ShiftedWindowAttention, SpatialReductionAttention
 from slide_mm.models import FAMILIES
 from tests.models.archs import FAMILY, build
-from tests.needs import needs_gpu, needs_pytorch
+from tests.needs import needs_pytorch
 
 
 def convert(model, function):
@@ -66,7 +66,7 @@ def without_tf32():
         yield
 
 
-@needs_gpu
+@pytest.mark.gpu
 @FAMILY
 def test_features_and_gradients_are_those_of_the_cpu(family, without_tf32):
     model, image = build_for_gpu(family), torch.randn(2, 3, 75, 101)
@@ -77,7 +77,7 @@ def test_features_and_gradients_are_those_of_the_cpu(family, without_tf32):
             assert (x.cpu() - y).norm() < 1e-3 * y.norm() + 1e-6
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @FAMILY
 def test_trains_in_mixed_precision(family, dtype):
@@ -99,7 +99,7 @@ def test_trains_in_mixed_precision(family, dtype):
     assert all(x.isfinite().all() for x in model.parameters())
 
 
-@needs_gpu
+@pytest.mark.gpu
 @FAMILY
 def test_nobody_waits_for_the_gpu(family):
     model, image = build_for_gpu(family).cuda(), torch.randn(2, 3, 75, 101, device="cuda")
@@ -113,7 +113,7 @@ def test_nobody_waits_for_the_gpu(family):
             torch.cuda.set_sync_debug_mode("default")
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", [FAMILIES["slide-swin"]], ids=["slide-swin"])
 def test_captured_in_a_cuda_graph(family):
     model, image = build_for_gpu(family).cuda(), torch.randn(2, 3, 75, 101, device="cuda")
@@ -129,7 +129,7 @@ def test_captured_in_a_cuda_graph(family):
         torch.testing.assert_close(actual, wanted, rtol=1e-2, atol=1e-4)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @needs_pytorch("2.3", "sdpa_kernel")
 @pytest.mark.parametrize(
     ("layer", "backend"),

@@ -114,3 +114,8 @@ def test_a_contender_that_fails_is_told_and_left_out(run, tmp_path, monkeypatch,
     printed = capsys.readouterr()
     assert "chunked, forward: out of memory\n" in printed.err
     assert "| chunked | -" in printed.out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_there_is_one_line(refused):
+    assert refused("misc/try_gpu.py").startswith("error: --device cuda cannot be used:")
