@@ -35,7 +35,7 @@ def tables(request, read_each_config_once):
     }
 
 
-@pytest.mark.parametrize(("table", "number"), [("coco", 36), ("ade20k", 20), ("imagenet", 25)])
+@pytest.mark.parametrize(("table", "number"), [("coco", 50), ("ade20k", 28), ("imagenet", 31)])
 def test_every_published_row_has_its_config(table, number):
     """Of what the families' papers print and heads here have."""
     assert len(PAPER[table]) == number
@@ -56,9 +56,9 @@ def test_models_cost_what_is_published_or_a_note_says_why_not(tables):
 
 def test_classifiers_cost_what_the_paper_prints_or_a_note_says_why_not(tables):
     for row in tables["imagenet"]:
-        assert row.ours.flops / 1e9 == pytest.approx(row.paper["flops_g"], rel=0.02), row.name
-        as_printed = row.ours.params / 1e6 == pytest.approx(row.paper["params_m"], rel=0.02)
-        assert as_printed != (row.name in PAPER["notes"]), row.name
+        near = is_near(row.ours.flops / 1e9, row.paper["flops_g"], rel=0.02)
+        near &= is_near(row.ours.params / 1e6, row.paper["params_m"], rel=0.02)
+        assert near != (row.name in PAPER["notes"]), row.name
 
 
 def count_slide_attention_params(num_heads, head_dim):
@@ -83,6 +83,17 @@ def test_notes_by_hand():
     assert gained == pytest.approx(0.02e6, abs=5000)
 
 
+def test_attention_that_slides_in_nat_by_hand():
+    """Of NAT-T's first stages, three blocks of 56 x 56 tokens and four of 28 x 28."""
+    configs = {row["name"]: config for config, row in PAPER["imagenet"].items()}
+    slides, stays = (
+        count_row("imagenet", configs[name], CONFIGS).ours.flops
+        for name in ("Slide-NAT-T", "NAT-T")
+    )
+    added = (180 - 98) * (3 * 64 * 56**2 + 4 * 128 * 28**2)
+    assert slides - stays == added == pytest.approx(0.08e9, rel=0.05)
+
+
 def test_zeros_in_stripes_by_hand(tables):
     """Of CSWin-T's third stage for 512 x 2048 pixels, 32 x 128 tokens in stripes of 7."""
     rows, columns, dims = 3 * 128 * (7 * 128), 5 * 32 * (7 * 32), 128
@@ -92,13 +103,15 @@ def test_zeros_in_stripes_by_hand(tables):
     assert row.ours.flops / 1e9 - 2.0 == pytest.approx(row.paper["flops_g"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_every_arch_has_its_configs():
     """For detection and for segmentation; the paper's rows name further ones."""
     backbones = {
         (name, cfg.model.backbone.type, cfg.model.backbone.arch)
         for name in ("coco", "ade20k")
-        for cfg in map(Config.fromfile, CONFIGS.glob(TABLES[name].pattern))
-        if cfg.model.backbone.get("slide_stages") != ()
+        for cfg in map(
+            Config.fromfile, CONFIGS.glob(TABLES[name].pattern.replace("/*", "/*slide-*"))
+        )
     }
     assert backbones >= {
         (name, family.backbone.__name__, arch)

@@ -1,0 +1,5 @@
+_base_ = "./cascade-mask-rcnn_slide-dinat-mini_fpn_4conv1fc-giou_ms-crop-3x_coco.py"
+model = dict(
+    backbone=dict(arch="base", drop_path_rate=0.6), neck=dict(in_channels=[128, 256, 512, 1024])
+)
+optim_wrapper = dict(optimizer=dict(lr=7.5e-5))

@@ -1,0 +1,2 @@
+_base_ = "./cascade-mask-rcnn_slide-nat-mini_fpn_4conv1fc-giou_ms-crop-3x_coco.py"
+model = dict(backbone=dict(arch="tiny", drop_path_rate=0.3))

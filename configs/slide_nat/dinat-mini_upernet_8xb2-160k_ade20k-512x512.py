@@ -1,0 +1,2 @@
+_base_ = "./slide-dinat-mini_upernet_8xb2-160k_ade20k-512x512.py"
+model = dict(backbone=dict(slide_stages=()))
