@@ -1,6 +1,7 @@
 """The skeleton of all hierarchical backbones."""
 
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -167,6 +168,32 @@ class HierarchicalBackbone(BaseModule):
                 f"{cls.__name__}'s arch has the keys {sorted(map(str, arch))}: give {sorted(keys)}"
             )
         return check_arch(arch)
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Say how deep a parameter is, for learning rates that decay with depth.
+
+        The first downsampling has depth 0, and blocks count from 1 on through all stages. What
+        else a stage has goes with its first block, or with its last one if it comes after that.
+
+        Args:
+            param_name: Name of a parameter in a whole model.
+            prefix: What the names of the backbone's parameters begin with there.
+
+        Returns:
+            The depth, and the number of layers. Norms of outputs, and what isn't the backbone's,
+            are of the last one.
+        """
+        depths = self.arch["depths"][: len(self.stages)]
+        num_layers = sum(depths) + 2
+        pattern = rf"{re.escape(prefix)}stages\.(\d+)\.(norm\.|blocks\.(\d+)\.)?"
+        match = re.match(pattern, param_name)
+        if match is None:
+            return num_layers - 1, num_layers
+        stage, part, block = int(match[1]), match[2], match[3]
+        if stage == 0 and part is None:
+            return 0, num_layers
+        place = depths[stage] - 1 if part == "norm." else int(block or 0)
+        return 1 + sum(depths[:stage]) + place, num_layers
 
     def build_stage(self, index: int) -> Stage:
         """Put the parts of one stage together."""

@@ -106,6 +106,18 @@ class Classifier(HierarchicalBackbone):
         """Names of position tables, which timm's optimizers then don't decay."""
         return {name for name, _ in self.named_parameters() if name.endswith("table")}
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns by which timm groups parameters: by stage if ``coarse``, else by block."""
+        stem = r"^stages\.0\.(?:downsample|position)"
+        if coarse:
+            return {"stem": stem, "blocks": r"^stages\.(\d+)"}
+        norms = [
+            (rf"^stages\.({stage})\.norm", (depth - 1,))
+            for stage, depth in enumerate(self.arch["depths"])
+        ]
+        first = (r"^stages\.(\d+)\.(?:downsample|position)", (0,))
+        return {"stem": stem, "blocks": [(r"^stages\.(\d+)\.blocks\.(\d+)", None), first, *norms]}
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (B, in_chans, H, W) to the last features (B, C, H / 32, W / 32)."""
         return super().forward(x)[0]
