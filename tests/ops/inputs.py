@@ -39,9 +39,9 @@ def make_inputs(
 def forward_and_gradients(function, inputs, **options):
     """The output, and the gradients of all inputs that are not None."""
     output = function(*inputs, **options)
-    weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device)
+    weight = torch.linspace(-1, 1, output.numel(), dtype=torch.float64, device=output.device)
     given = [x for x in inputs if x is not None]
-    return output, *torch.autograd.grad(output, given, weight.view_as(output))
+    return output, *torch.autograd.grad(output, given, weight.view_as(output).to(output))
 
 
 def relative_error(actual, expected):
