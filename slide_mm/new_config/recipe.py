@@ -72,6 +72,7 @@ def fit_schedule(
     interval = max(1, after // _NUM_VALIDATIONS)
     cfg.train_cfg.update({"max_epochs" if by_epoch else "max_iters": after})
     cfg.train_cfg.val_interval = cfg.default_hooks.checkpoint.interval = interval
+    cfg.default_hooks.checkpoint.setdefault("save_best", "auto")
     _fit_schedulers(cfg.param_scheduler, by_epoch, before, after, epochs * per_epoch)
     return epochs, epochs * per_epoch
 

@@ -97,6 +97,10 @@ def test_schedule_and_learning_rate_fit(scenes, tmp_path):
     warm_up, steps = cfg.param_scheduler
     assert (warm_up.end, steps.milestones, steps.end) == (8, [16, 22], 24)
     assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (24, 2)
+    assert (cfg.default_hooks.checkpoint.interval, cfg.default_hooks.checkpoint.save_best) == (
+        2,
+        "auto",
+    )
     cfg, _ = write(DETECTOR, root, epochs=None)
     assert cfg.train_cfg.max_epochs == 100
 
