@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from slide_mm.layers.arguments import odd_number, rate, whole_number
 from slide_mm.layers.heads import head_dim_of
-from slide_mm.ops.compat import is_recorded
+from slide_mm.ops import compat
 from slide_mm.ops.neighbourhood_attention import neighbourhood_attention
 
 # A side of 32 pixels a token is 8192 pixels then.
@@ -73,7 +73,7 @@ class NeighbourhoodAttention(nn.Module):
         """Pad tokens (B, H, W, C) with zeros, below and to the right, to a neighbourhood's size."""
         least, sides = self.kernel_size * self.dilation, x.shape[1:3]
         # An exported program is for any size, and has no branches on it.
-        if not is_recorded() and min(sides) >= least:
+        if not compat.is_recorded() and min(sides) >= least:
             return x
         below, right = (_at_least(least, side) - side for side in sides)
         return F.pad(x, (0, 0, 0, right, 0, below))

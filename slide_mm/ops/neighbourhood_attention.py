@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slide_mm.ops import neighbourhood_tiles
+from slide_mm.ops import compat, neighbourhood_tiles
 from slide_mm.ops.arguments import check_numbers, check_tokens
-from slide_mm.ops.compat import is_recorded, register_flop_formula
 
 _LAYOUT = "(B, H, W, 3, num_heads, head_dim)"
 
@@ -55,7 +54,8 @@ def neighbourhood_attention(
     _check(qkv, position_bias, dilation)
     check_numbers(scale, dropout_p)
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-    if dropout_p > 0 or is_recorded():
+    # By the module's name: PyTorch 2.1's Dynamo would put the result in the function's place.
+    if dropout_p > 0 or compat.is_recorded():
         return attend_in_tiles(qkv, position_bias.to(qkv.dtype), dilation, scale, dropout_p)
     return torch.ops.slide_mm.neighbourhood_attention(qkv, position_bias, dilation, scale)
 
@@ -188,7 +188,7 @@ def _check(qkv: Tensor, position_bias: Tensor, dilation: int) -> None:
         raise ValueError(f"dilation is {dilation!r}: give a whole number from 1")
     # A side may be a symbol, which has no branches.
     least = (side + 1) // 2 * dilation
-    if not is_recorded() and min(qkv.shape[1:3]) < least:
+    if not compat.is_recorded() and min(qkv.shape[1:3]) < least:
         height, width = qkv.shape[1:3]
         raise ValueError(
             f"qkv is of {height} x {width} tokens: give at least {least} x {least}, K * dilation"
@@ -276,12 +276,12 @@ _register(
 )
 
 
-@register_flop_formula(torch.ops.slide_mm.neighbourhood_attention)
+@compat.register_flop_formula(torch.ops.slide_mm.neighbourhood_attention)
 def _forward_flops(qkv: torch.Size, position_bias: torch.Size, *_: Any, **__: Any) -> int:
     return 2 * _count_product(qkv, position_bias)
 
 
-@register_flop_formula(torch.ops.slide_mm.neighbourhood_attention_backward)
+@compat.register_flop_formula(torch.ops.slide_mm.neighbourhood_attention_backward)
 def _backward_flops(qkv: torch.Size, position_bias: torch.Size, *_: Any, **__: Any) -> int:
     return 5 * _count_product(qkv, position_bias)
 
