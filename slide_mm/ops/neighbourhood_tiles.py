@@ -55,11 +55,11 @@ def backward(
         for band in layout.bands:
             queries, keys = layout.rows(band)
             weights = _weigh(query[:, queries], key[:, keys], bias.of(band))
-            value_grad[:, keys] += weights.mT @ output[:, queries]
+            value_grad[:, keys].add_(weights.mT @ output[:, queries])
             logits = output[:, queries] @ value[:, keys].mT
             logits = torch._softmax_backward_data(logits, weights, -1, weights.dtype)
             bias.add_gradient(band, logits)
-            key_grad[:, keys] += logits.mT @ query[:, queries]
+            key_grad[:, keys].add_(logits.mT @ query[:, queries])
             query[:, queries] = logits @ key[:, keys]
         of_query, of_key, of_value = gradient[images].unbind(3)
         layout.gather(query.mul_(scale), "queries", of_query)
