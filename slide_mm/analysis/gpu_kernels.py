@@ -87,7 +87,7 @@ def specialise(launch: Launch) -> tuple[dict[str, str], dict, dict]:
         signature[parameter.name] = _type_of(value, parameter)
         if signature[parameter.name] == "constexpr":
             constants[place,] = value
-        elif isinstance(value, Tensor) or ("stride" in parameter.name and value % 16 == 0):
+        elif isinstance(value, Tensor) or (_depends_on(value, parameter) and value % 16 == 0):
             attributes[place,] = [["tt.divisibility", 16]]
     return signature, constants, attributes
 
@@ -111,9 +111,14 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
     return Resources(*_read_usage(compiled.asm["cubin"]), compiled.metadata.shared)
 
 
+def _depends_on(value: Any, parameter: Any) -> bool:
+    """Whether Triton compiles anew for another number."""
+    return isinstance(value, int) and not parameter.do_not_specialize
+
+
 def _type_of(value: Any, parameter: Any) -> str:
     """Triton's name for the type of an argument."""
-    if parameter.is_constexpr or value is None:
+    if parameter.is_constexpr or value is None or (_depends_on(value, parameter) and value == 1):
         return "constexpr"
     if isinstance(value, Tensor):
         types = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}

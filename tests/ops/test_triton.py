@@ -99,9 +99,10 @@ def check(errors):
     assert all(max(x) < TOLERANCES[dtype] for dtype, x in errors.items()), errors
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_equals_the_definition(seed, interpreter):
-    check(interpreter(find_errors, seed, (3,), 6))
+# One pixel; several heads; several images; several tiles.
+@pytest.mark.parametrize(("seed", "largest"), [(2, 6), (8, 6), (12, 6), (51, 10)])
+def test_equals_the_definition(seed, largest, interpreter):
+    check(interpreter(find_errors, seed, (3,), largest))
 
 
 @pytest.mark.slow
