@@ -1,5 +1,6 @@
 """The GPU kernels, looked at without a GPU: what they move, and what they compile to."""
 
+import itertools
 import re
 import subprocess
 import tempfile
@@ -140,21 +141,18 @@ def _read_usage(cubin: bytes) -> tuple[int, int]:
     return int(registers), int(stack)
 
 
-def format_resources(
-    head_dims: Sequence[int], dtypes: Sequence[torch.dtype], kernel_size: int = 3
-) -> str:
-    """Compile all kernels for all of ``CAPABILITIES``: registers, and spilled bytes, as a table."""
+def format_resources(head_dims: Sequence[int], dtypes: Sequence[torch.dtype]) -> str:
+    """Registers and spilled bytes of all kernels of K = 3, for ``CAPABILITIES``, as a table."""
     lines = []
-    for dtype in dtypes:
-        for head_dim in head_dims:
-            forward, backward = record_launches(Shape(1, 200, 320, 3, head_dim), dtype, kernel_size)
-            for launch in forward + backward:
-                cells = [compile_launch(launch, capability) for capability in CAPABILITIES]
-                lines.append(
-                    [
-                        *(str(dtype).removeprefix("torch."), str(head_dim), launch.name),
-                        *(f"{x.registers}" + f" + {x.stack} B" * bool(x.stack) for x in cells),
-                    ]
-                )
+    for dtype, head_dim in itertools.product(dtypes, head_dims):
+        forward, backward = record_launches(Shape(1, 200, 320, 3, head_dim), dtype)
+        for launch in forward + backward:
+            cells = [compile_launch(launch, capability) for capability in CAPABILITIES]
+            lines.append(
+                [
+                    *(str(dtype).removeprefix("torch."), str(head_dim), launch.name),
+                    *(f"{x.registers}" + f" + {x.stack} B" * bool(x.stack) for x in cells),
+                ]
+            )
     header = ["type", "d", "kernel", *(f"sm_{capability}" for capability in CAPABILITIES)]
     return format_table(header, lines)
