@@ -22,8 +22,8 @@ class DeformableAttention(nn.Module):
     serves maps of any size. Groups of channels have points of their own.
 
     Coordinates run from -1, the first token, to 1, the last. Both versions are as their authors'
-    code has them, half a token's shift included; where that divides by zero, as on maps of one
-    row, the divisor is 1.
+    code has them, half a token's shift included. Where DAT++'s divides by zero, a side's only point
+    is the last token, as in that code, and its only query the first.
 
     Args:
         embed_dims: Channels C.
