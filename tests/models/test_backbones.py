@@ -123,15 +123,19 @@ def test_slide_stages_choose_the_mixer(family, slide_stages):
 
 
 def test_features_move_with_the_image():
-    """Inside, sliding stages are equivariant to a move by their stride; windows are not."""
+    """Inside, sliding stages and NAT's are equivariant to a move by their stride; windows not."""
     torch.manual_seed(0)
     image = torch.randn(1, 3, 160, 160)
     moved = image.roll((8, 8), dims=(2, 3))
-    for slide_stages, equivariant in (((0, 1), True), ((), False)):
-        backbone = build(FAMILIES["slide-swin"], slide_stages=slide_stages, out_indices=(1,)).eval()
+    for family, slide_stages, equivariant in (
+        ("slide-swin", (0, 1), True),
+        ("slide-swin", (), False),
+        ("slide-nat", (), True),
+    ):
+        backbone = build(FAMILIES[family], slide_stages=slide_stages, out_indices=(1,)).eval()
         with torch.no_grad():
             here, there = backbone(image)[0], backbone(moved)[0]
-        inner = slice(7, -7)
+        inner = slice(9, -9)
         error = (there.roll((-1, -1), dims=(2, 3)) - here)[..., inner, inner].abs().max()
         assert (error < 1e-4) == equivariant
 
