@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from slide_mm.layers.arguments import rate, refuse, whole_number
 from slide_mm.layers.downsampling import round_up
 from slide_mm.layers.heads import head_dim_of
-from slide_mm.ops.compat import is_recorded
+from slide_mm.ops import compat
 
 
 class CrossShapedAttention(nn.Module):
@@ -104,7 +104,7 @@ class CrossShapedAttention(nn.Module):
             query, key, value, dropout_p=self.attn_drop if self.training else 0.0
         )
         x = x.transpose(1, 2)
-        if is_recorded():
+        if compat.is_recorded():
             # Whoever reads the record may lay the output of attention out in another way.
             x = x.clone(memory_format=torch.contiguous_format)
         x = x.flatten(2).unflatten(1, (height, width))

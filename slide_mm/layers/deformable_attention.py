@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from slide_mm.layers.arguments import flag, odd_number, rate, refuse, whole_number
 from slide_mm.layers.heads import head_dim_of
-from slide_mm.ops.compat import is_compiling, is_recorded
+from slide_mm.ops import compat
 
 # Biases that are computed at a time where no gradients are.
 _PIECE = 4 << 20
@@ -85,7 +85,7 @@ class DeformableAttention(nn.Module):
         key, value = kv.permute(2, 0, 3, 1, 4)
         rows, columns = (self._query_coordinates(side, points) for side in x.shape[1:3])
         pieces = [(query, rows)]
-        if not (torch.is_grad_enabled() or is_compiling() or is_recorded()):
+        if not (torch.is_grad_enabled() or compat.is_compiling() or compat.is_recorded()):
             # At high resolution the biases of a whole map take gigabytes.
             num_rows = max(1, _PIECE // max(1, key[..., 0].numel() * x.shape[2]))
             pieces = zip(query.split(num_rows, 1), rows.split(num_rows), strict=True)
@@ -104,7 +104,7 @@ class DeformableAttention(nn.Module):
             heads, key, value, bias.to(heads.dtype), dropout_p=dropout
         )
         heads = heads.transpose(1, 2)
-        if is_recorded():
+        if compat.is_recorded():
             # Whoever reads the record may lay the output of attention out in another way.
             heads = heads.clone(memory_format=torch.contiguous_format)
         return heads.flatten(2).unflatten(1, size)

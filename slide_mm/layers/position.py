@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slide_mm.layers.arguments import whole_number
-from slide_mm.ops.compat import is_recorded
+from slide_mm.ops import compat
 
 
 class AbsolutePositionEmbedding(nn.Module):
@@ -31,7 +31,7 @@ class AbsolutePositionEmbedding(nn.Module):
         """Add the positions to tokens (B, H, W, C)."""
         table = self.table
         # An exported program is for any size, and has no branches on it.
-        if is_recorded() or table.shape[2:] != x.shape[1:3]:
+        if compat.is_recorded() or table.shape[2:] != x.shape[1:3]:
             table = F.interpolate(table, size=x.shape[1:3], mode="bilinear")
         return x + table.permute(0, 2, 3, 1)
 

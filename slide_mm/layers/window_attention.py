@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from slide_mm.layers.arguments import rate, whole_number
 from slide_mm.layers.downsampling import pad_to_multiple, round_up
 from slide_mm.layers.heads import head_dim_of
-from slide_mm.ops.compat import is_recorded
+from slide_mm.ops import compat
 
 # Each block keeps the square of a window's tokens, 8 bytes a pair.
 MAX_WINDOW_SIZE = 64
@@ -111,7 +111,7 @@ class ShiftedWindowAttention(nn.Module):
             dropout_p=self.attn_drop if self.training else 0.0,
         )
         x = x.transpose(1, 2)
-        if is_recorded():
+        if compat.is_recorded():
             # Whoever reads the record may lay the output of attention out in another way.
             x = x.clone(memory_format=torch.contiguous_format)
         return x.reshape(batch, num_windows, tokens, channels)

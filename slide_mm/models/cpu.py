@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from slide_mm.layers import Block
-from slide_mm.ops.compat import is_compiling, is_recorded
+from slide_mm.ops import compat
 from slide_mm.ops.memory import new_empty
 
 # Bytes of an MLP's hidden channels at a time: in a piece of tokens, and in a band of rows.
@@ -68,7 +68,7 @@ def _may_be_cut(block: nn.Module, x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and type(x) is Tensor  # No fake one.
-        and not (is_compiling() or is_recorded())
+        and not (compat.is_compiling() or compat.is_recorded())
         and type(block) is Block
         and getattr(block.mlp, "reach", None) in _BANDED_FROM
         and not _is_watched(block)

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from timm.layers import trunc_normal_
 from torch import nn
 
 from slide_mm.checkpoints.sources import cswin
 from slide_mm.layers import CrossShapedAttention, PatchEmbed
 from slide_mm.layers.arguments import refuse, sequence, whole_number
 from slide_mm.models.arguments import NUM_STAGES
-from slide_mm.models.backbone import HierarchicalBackbone
+from slide_mm.models.backbone import HierarchicalBackbone, init_linear
 from slide_mm.models.families import register_family
 
 
@@ -56,6 +55,8 @@ class SlideCSWin(HierarchicalBackbone):
         },
     }
 
+    init_layer = staticmethod(init_linear)
+
     def __init__(
         self, arch="tiny", stripe_widths: Sequence[int] = (1, 2, 7), **kwargs: Any
     ) -> None:
@@ -77,11 +78,3 @@ class SlideCSWin(HierarchicalBackbone):
 
     def build_out_norm(self, embed_dims: int) -> nn.Module:
         return nn.LayerNorm(embed_dims, eps=self.norm_eps)
-
-    @staticmethod
-    def init_layer(module: nn.Module) -> None:
-        """Initialise a linear layer; convolutions start as PyTorch has them."""
-        if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

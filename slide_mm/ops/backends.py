@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from slide_mm.ops import chunked, cpu_kernel, gpu_kernel, reference
-from slide_mm.ops.compat import is_recorded
+from slide_mm.ops import chunked, compat, cpu_kernel, gpu_kernel, reference
 from slide_mm.ops.memory import new_empty
 
 
@@ -91,6 +90,6 @@ def why_not(
     backend = TABLE[name]
     if backend.backward is not None and dropout_p > 0:
         return "has no dropout"
-    if backend.backward is not None and is_recorded():
+    if backend.backward is not None and compat.is_recorded():
         return "is one operator, which readers of exported programs don't know"
     return backend.why_not(tensors, kernel_size)
