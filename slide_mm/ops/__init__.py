@@ -1,6 +1,7 @@
 """Functions on tensors, without parameters."""
 
 from slide_mm.ops.backends import BACKENDS
+from slide_mm.ops.neighbourhood_attention import neighbourhood_attention
 from slide_mm.ops.slide_attention import (
     slide_attention,
     slide_attention_qkvpacked,
@@ -9,6 +10,7 @@ from slide_mm.ops.slide_attention import (
 
 __all__ = [
     "BACKENDS",
+    "neighbourhood_attention",
     "slide_attention",
     "slide_attention_qkvpacked",
     "slide_attention_weights",
