@@ -139,12 +139,11 @@ def measure_memory(
         *arguments: Its arguments.
         device: Where it runs. On a CPU, peaks of the resident memory are taken, which Linux knows.
     """
-    call = run_in_fresh_process if device.type == "cpu" else _call
-    return Memory(*(call(_measure_peak, build, arguments, i, device) for i in range(2)))
-
-
-def _call(function: Callable, *arguments: Any) -> Any:
-    return function(*arguments)
+    if device.type != "cpu":
+        return Memory(*(_peak_of(run, device) for run in build(*arguments)))
+    return Memory(
+        *(run_in_fresh_process(_measure_peak, build, arguments, i, device) for i in range(2))
+    )
 
 
 def run_in_fresh_process(function: Callable, *arguments: Any) -> Any:
@@ -159,7 +158,10 @@ def run_in_fresh_process(function: Callable, *arguments: Any) -> Any:
 
 
 def _measure_peak(build: Callable, arguments: tuple, index: int, device: torch.device) -> float:
-    run = build(*arguments)[index]
+    return _peak_of(build(*arguments)[index], device)
+
+
+def _peak_of(run: Callable[[], None], device: torch.device) -> float:
     gc.collect()
     before = reset_peak(device)
     run()
