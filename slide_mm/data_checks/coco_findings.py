@@ -89,6 +89,7 @@ def _check_images(path: str, file: CocoFile, usage: Usage, name_key: str) -> Ite
                 f"{lacking.size} of {total} images in {path} have no {key!r} (for example "
                 f"{example}): add it to each",
             )
+    yield from _check_id_types(path, "images", ids)
     lost = np.flatnonzero(usage.image_reasons == ImageReason.LOST)
     if lost.size:
         first = ids[lost[0]]
@@ -165,10 +166,21 @@ def _shorten(names: Sequence[Any], most: int = 20) -> str:
     return str(tuple(names)) if len(names) <= most else f"({list_some([*map(repr, names)], most)})"
 
 
+def _check_id_types(path: str, items: str, ids: Sequence[Any]) -> Iterator[Finding]:
+    """Ids are keys of dicts in pycocotools, which lists and dicts can't be."""
+    if {list, dict} & set(map(type, ids)):
+        wrong = [value for value in ids if isinstance(value, list | dict)]
+        yield refusal(
+            f"{len(wrong)} of {len(ids)} {items} in {path} have a list or dict for an id (for "
+            f"example {wrong[0]!r}): give each a number",
+        )
+
+
 def _check_annotation_ids(
     path: str, file: CocoFile, usage: Usage, reading: Reading
 ) -> Iterator[Finding]:
     ids = file.column("id")
+    yield from _check_id_types(path, "annotations", ids)
     if reading.panoptic:  # Ids of segments are those of one image.
         ids = list(zip(usage.image_of.tolist(), ids, strict=True))
     _, lost = index_ids(ids)

@@ -257,6 +257,13 @@ def test_ids_that_occur_twice(written):
     assert "have the id of another one (for example 3)" in annotations
 
 
+@pytest.mark.parametrize("value", [[1], {"a": 1}])
+@pytest.mark.parametrize("items", ["images", "annotations"])
+def test_ids_that_are_no_keys(written, items, value):
+    told = written(lambda coco: coco[items][1].update(id=value))
+    assert any(f"have a list or dict for an id (for example {value!r})" in line for line in told)
+
+
 @pytest.mark.parametrize("key", ["id", "file_name", "width", "height"])
 def test_images_without_a_key(written, key):
     (line, *_) = written(lambda coco: [image.pop(key) for image in coco["images"][:2]])
