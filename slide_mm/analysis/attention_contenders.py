@@ -71,7 +71,7 @@ def make_inputs(shape: Shape, device: torch.device, dtype: torch.dtype = torch.f
     batch, height, width, num_heads, head_dim = shape
     taps = KERNEL_SIZE**2
     square = KERNEL_SIZE, KERNEL_SIZE
-    shift = torch.eye(taps, device=device, dtype=dtype).view(taps, *square)
+    shift = torch.eye(taps, device=device).to(dtype).view(taps, *square)
     random = partial(torch.randn, device=device, dtype=dtype)
     return Inputs(
         random(batch, height, width, 3, num_heads, head_dim).requires_grad_(),

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from timm.layers import to_2tuple
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -90,8 +90,9 @@ def export_program(model: ExportedPart, size: Sequence[int] | None = None) -> Ex
         ConfigError: If PyTorch can't.
     """
     _adapt(model)
-    side = Dim.DYNAMIC(min=MIN_SIDE)
-    shape = {0: Dim.DYNAMIC, 2: side, 3: side}
+    dynamic = torch.export.Dim.DYNAMIC
+    side = dynamic(min=MIN_SIDE)
+    shape = {0: dynamic, 2: side, 3: side}
     try:
         with torch.no_grad(), _RollByIndex(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

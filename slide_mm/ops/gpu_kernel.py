@@ -64,7 +64,7 @@ _LARGE, _SMALL = Tiling(8, 8, 4), Tiling(4, 8, 4)
 _TILINGS = {
     (3, 16, 2): Tilings(_LARGE, _LARGE, _LARGE, _SMALL),
     (3, 32, 2): Tilings(_LARGE, _LARGE, _LARGE, _LARGE),
-    (3, 64, 2): Tilings(_LARGE, Tiling(8, 8, 8), _SMALL, _SMALL),
+    (3, 64, 2): Tilings(Tiling(8, 8, 8), Tiling(8, 8, 8), _SMALL, _SMALL),
     (3, 128, 2): Tilings(_SMALL, _SMALL, _SMALL, Tiling(4, 8, 8)),
     (3, 16, 4): Tilings(_LARGE, _LARGE, _LARGE, Tiling(4, 4, 4)),
     (3, 32, 4): Tilings(_LARGE, _LARGE, _SMALL, _SMALL),
