@@ -70,7 +70,6 @@ def write_config(
         scale_images(after, image_size)
     if weights:
         after.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=weights)
-    if weights:
         check_model(after, pretrained=True)
     _write(before, after, base, out)
     lr = after.optim_wrapper.optimizer.lr
@@ -187,12 +186,12 @@ def _write(before: Config, after: Config, base: Path, out: Path) -> None:
     inherited = os.path.relpath(base.resolve(), out.resolve().parent)
     lines = [f"_base_ = {render(inherited)}"]
     lines += [f"{name} = {render(value, used=len(name) + 3)}" for name, value in names.items()]
-    written: dict[str, str] = {}
+    earlier: dict[str, str] = {}  # What validation and test share is written once.
     for key, value in changes.items():
         if key not in names:
             code = render(name_values(value, names), used=len(key) + 3)
-            lines.append(f"{key} = {written.setdefault(code, key) if len(code) > 20 else code}")
-            if lines[-1] == f"{key} = {key}":
-                lines[-1] = f"{key} = {code}"
+            lines.append(f"{key} = {earlier.get(code, code)}")
+            if code.startswith("dict("):
+                earlier.setdefault(code, key)
     with write_atomically(out) as file:
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
