@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from slide_mm.checkpoints.writing import write_atomically
-from slide_mm.engine.config import get_task, load_config
+from slide_mm.engine.config import get_task, iter_evaluators, iter_nodes, load_config, type_name
 from slide_mm.engine.outputs import check_output
 from slide_mm.engine.preflight import check_model
 from slide_mm.engine.reporting import ConfigError
@@ -59,6 +59,8 @@ def write_config(
     if not root.is_dir():
         raise ConfigError(f"--data is {data}: give a folder of images and annotations")
     base = _find_base(base, Path(configs))
+    if out.resolve() == base.resolve():
+        raise ConfigError(f"--out is {out}, which the new config inherits: give another name")
     before = load_config(base)
     after = copy.deepcopy(before)
     if batch_size:
@@ -102,6 +104,7 @@ def _use_detection(cfg: Config, root: Path, seed: int) -> tuple[list[str], int]:
     found = find_detection(root, seed)
     lines = [
         f"{found.layout}: {_count('class', found.classes)}: {', '.join(found.classes)}",
+        *found.notes,
         *(
             f"{name}: {split.num_images} images, {split.num_objects} objects, {split.ann_file}"
             for name, split in found.splits.items()
@@ -110,25 +113,30 @@ def _use_detection(cfg: Config, root: Path, seed: int) -> tuple[list[str], int]:
     for split in ("train", "val", "test"):
         _point_detection(cfg, root, found, split)
     set_num_classes(cfg, len(found.classes))
-    if found.without_mask:
-        total = found.splits["train"].num_objects
-        lines.append(f"{found.without_mask} of {total} objects have no mask")
-        lines += filter(None, [drop_masks(cfg)])
+    if found.num_without_mask:
+        total = sum(split.num_objects for split in found.splits.values())
+        line = f"{found.num_without_mask} of {total} objects have no mask"
+        lines += [line, *filter(None, [drop_masks(cfg, line)])]
     return lines, found.splits["train"].num_images
 
 
 def _point_detection(cfg: Config, root: Path, found: DetectionData, split: str) -> None:
-    used = found.splits["train" if split == "train" else "val"]
+    used = found.splits.get(split, found.splits["val"])
     dataset = _innermost(cfg[f"{split}_dataloader"].dataset)
     dataset.update(
         type="CocoDataset",
         data_root=f"{root}/",
         metainfo=dict(classes=found.classes),
-        ann_file=str(used.ann_file.relative_to(root)),
+        ann_file=used.ann_file.relative_to(root).as_posix(),
         data_prefix=dict(img=_prefix(used.images, root)),
     )
-    if split != "train":
-        cfg[f"{split}_evaluator"].ann_file = str(used.ann_file)
+    for metric in iter_evaluators(cfg.get(f"{split}_evaluator")):
+        if type_name(metric) != "CocoMetric":
+            raise ConfigError(
+                f"{split}_evaluator is {type_name(metric)} in {cfg.filename}: choose a config "
+                "that is scored by CocoMetric"
+            )
+        metric.ann_file = str(used.ann_file)
 
 
 def _use_segmentation(cfg: Config, root: Path, seed: int) -> tuple[list[str], int]:
@@ -136,18 +144,20 @@ def _use_segmentation(cfg: Config, root: Path, seed: int) -> tuple[list[str], in
     lines = [
         f"label maps: {_count('class', found.classes)}: {', '.join(found.classes)}",
         *(
-            f"{name}: {split.num_images} images in {split.images}, label maps in {split.labels}"
+            f"{name}: {len(split.names)} images in {split.images}, label maps in {split.labels}"
             for name, split in found.splits.items()
         ),
     ]
     for split in ("train", "val", "test"):
         _point_segmentation(cfg, root, found, split)
+    for _, step in iter_nodes([cfg.get("tta_pipeline")]):
+        step.pop("reduce_zero_label", None)
     set_num_classes(cfg, len(found.classes))
-    return lines, found.splits["train"].num_images
+    return lines, len(found.splits["train"].names)
 
 
 def _point_segmentation(cfg: Config, root: Path, found: SegmentationData, split: str) -> None:
-    used = found.splits["train" if split == "train" else "val"]
+    used = found.splits.get(split, found.splits["val"])
     dataset = _innermost(cfg[f"{split}_dataloader"].dataset)
     dataset.update(
         type="BaseSegDataset",
@@ -156,12 +166,12 @@ def _point_segmentation(cfg: Config, root: Path, found: SegmentationData, split:
         data_prefix=dict(
             img_path=_prefix(used.images, root), seg_map_path=_prefix(used.labels, root)
         ),
-        img_suffix=found.image_suffix,
-        seg_map_suffix=found.label_suffix,
+        img_suffix=used.image_suffix,
+        seg_map_suffix=used.label_suffix,
     )
     if used.listed:
-        dataset.ann_file = str(used.listed.relative_to(root))
-    for step in dataset.pipeline:
+        dataset.ann_file = used.listed.relative_to(root).as_posix()
+    for _, step in iter_nodes(dataset.pipeline):
         step.pop("reduce_zero_label", None)
 
 

@@ -1,24 +1,33 @@
 """Folders of detection data: which annotation file is of which split, and where its images are."""
 
 import json
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from slide_mm.checkpoints.writing import write_atomically
 from slide_mm.engine.reporting import ConfigError
-from slide_mm.new_config.annotations import READERS, AnnotatedImage, read_json
-from slide_mm.new_config.folders import draw_validation, iter_files, split_of
+from slide_mm.new_config.coco import (
+    MADE,
+    Content,
+    find_classes,
+    find_coco,
+    find_images,
+    is_made,
+    mend,
+    without_mask,
+)
+from slide_mm.new_config.folders import IMAGES, count_files, draw_validation, iter_files
+from slide_mm.new_config.labelme import read_labelme
+from slide_mm.new_config.objects import AnnotatedImage, read_json
+from slide_mm.new_config.voc import read_voc
+from slide_mm.new_config.yolo import read_yolo
 
-# What this module writes beside the data; it is not taken for data when it is found again.
-_MADE = "made by slide_mm's new_config.py"
-# Images that are looked for; the data check looks for all.
-_SAMPLE = 50
+READERS: dict[str, Callable[[Path], list[AnnotatedImage]]] = {
+    "LabelMe": read_labelme,
+    "Pascal VOC": read_voc,
+    "YOLO": read_yolo,
+}
 
 
 @dataclass(frozen=True)
@@ -44,22 +53,24 @@ class DetectionData:
 
     Attributes:
         layout: Its format, in words.
-        classes: Names, in the order of the file's categories.
+        classes: Names, in the order of the files' categories.
         splits: By ``'train'`` and ``'val'``, maybe ``'test'``.
-        without_mask: Number of objects to train on that have a box alone.
+        num_without_mask: Number of objects that have a box alone.
+        notes: Lines on what was left out or mended.
     """
 
     layout: str
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
-    without_mask: int
+    num_without_mask: int
+    notes: Sequence[str]
 
 
 def find_detection(root: Path, seed: int) -> DetectionData:
     """Find annotations of objects in a folder.
 
     Other formats than COCO's are written beside the data as ``coco_train.json`` and so on; so are
-    the two parts of annotations that come in one.
+    the two parts of annotations that come in one, and files of COCO that had to be mended.
 
     Args:
         root: The folder.
@@ -68,103 +79,63 @@ def find_detection(root: Path, seed: int) -> DetectionData:
     Raises:
         ConfigError: If there are no annotations or several for a split, or no images to them.
     """
-    files = _find_coco(root)
-    if files:
-        return _describe(root, "COCO", _complete(root, files, seed))
-    for layout, read in READERS.items():
-        images = read(root)
-        if images:
-            contents = _convert(images, root, seed)
-            files = {name: _write(root, name, content) for name, content in contents.items()}
-            return _describe(root, layout, files)
-    raise ConfigError(
-        f"{root} has no annotations: looked for .json files of COCO or LabelMe, .xml files of "
-        "Pascal VOC, and .txt files of YOLO beside images or in labels/ for images/"
-    )
-
-
-def _find_coco(root: Path) -> dict[str | None, Path]:
-    """COCO's files by split, under None the one that belongs to none."""
-    found: dict[str | None, list[Path]] = {}
-    for path in iter_files(root, {".json"}):
-        content = read_json(path)
-        if isinstance(content, dict) and _is_of_objects(content):
-            found.setdefault(split_of(path, root), []).append(path)
-    if "train" in found:
-        found.pop(None, None)
-    return {split: _only(split, paths, root) for split, paths in found.items()}
-
-
-def _is_of_objects(content: Mapping[str, Any]) -> bool:
-    info, lists = content.get("info"), [content.get(key) for key in ("images", "categories")]
-    objects = content.get("annotations")
-    if isinstance(info, dict) and info.get("description") == _MADE:
-        return False
-    return all(isinstance(x, list) for x in (*lists, objects)) and (
-        not objects or (isinstance(objects[0], dict) and "bbox" in objects[0])
-    )
-
-
-def _only(split: str | None, paths: Sequence[Path], root: Path) -> Path:
-    """The only file of a split, or the one called instances, as COCO's own are."""
-    instances = [path for path in paths if path.name.startswith("instances")]
-    chosen = instances if len(instances) == 1 else paths
-    if len(chosen) > 1:
-        names = " and ".join(str(path.relative_to(root)) for path in chosen[:2])
-        raise ConfigError(
-            f"{root} has {len(chosen)} annotation files for {split or 'all images'}, such as "
-            f"{names}: leave one, or say train, val or test in their names"
+    layout, notes, files = "COCO", [], find_coco(root)
+    if not files:
+        layout, notes, files = _convert(root)
+    parts = _choose_splits(root, files)
+    classes = find_classes(content for _, content in parts.values())
+    named = {str(x["name"]) for _, content in parts.values() for x in content["categories"]}
+    if named - set(classes):
+        notes.append(f"left out: {', '.join(sorted(named - set(classes)))}: no object is of them")
+    ready, images = {}, list(iter_files(root, IMAGES))
+    for name, (file, content) in parts.items():
+        folder, done = root, []
+        if file:
+            folder, moved = find_images(root, file, content, images)
+            done = ["images are named by where they are"] * moved + mend(content, classes, folder)
+        if done:
+            notes.append(f"{file} is mended in a copy: {', '.join(done)}")
+        ready[name] = None if done else file, folder, content
+    if "val" not in ready:
+        _, folder, content = ready["train"]
+        ready = {name: (None, folder, part) for name, part in _draw(content, seed).items()}
+    annotations = [item for *_, content in ready.values() for item in content["annotations"]]
+    splits = {
+        name: Split(
+            file or _write(root, name, content),
+            folder,
+            len(content["images"]),
+            len(content["annotations"]),
         )
-    return chosen[0]
+        for name, (file, folder, content) in ready.items()
+    }
+    return DetectionData(layout, classes, splits, without_mask(annotations), notes)
 
 
-def _complete(root: Path, files: Mapping[str | None, Path], seed: int) -> dict[str, Path]:
-    """Files to train and to validate with, of which there may be one so far."""
-    held_out = files.get("val") or files.get("test")
-    if "train" in files and held_out:
-        return {"train": files["train"], "val": held_out}
-    if len(files) > 1:
-        names = " and ".join(str(path.relative_to(root)) for path in files.values())
-        raise ConfigError(f"{root} has {names}, and none to train on: say train in its name")
-    (file,) = files.values()
-    content = read_json(file)
-    parts = _draw(content, seed)
-    return {name: _write(root, name, part) for name, part in parts.items()}
-
-
-def _draw(content: Mapping[str, Any], seed: int) -> dict[str, dict[str, Any]]:
-    """Divide the images of annotations, and the annotations with them."""
-    used = {item.get("image_id") for item in content["annotations"]}
-    with_objects = [image for image in content["images"] if image.get("id") in used]
-    without = [image for image in content["images"] if image.get("id") not in used]
-    parts = {}
-    names = ("train", "val")
-    for name, images in zip(names, draw_validation(with_objects, without, seed), strict=True):
-        ids = {image["id"] for image in images}
-        objects = [item for item in content["annotations"] if item["image_id"] in ids]
-        parts[name] = {**content, "images": images, "annotations": objects}
-    return parts
-
-
-def _convert(images: Sequence[AnnotatedImage], root: Path, seed: int) -> dict[str, dict[str, Any]]:
-    """Put images and objects in COCO's form, by split."""
+def _convert(root: Path) -> tuple[str, list[str], dict[str | None, tuple[None, Content]]]:
+    """Put images and objects of other formats in COCO's form, by split."""
+    read = ((layout, reader(root)) for layout, reader in READERS.items())
+    layout, images = next((found for found in read if found[1]), ("", []))
+    if not images:
+        raise ConfigError(
+            f"{root} has no annotations: looked for .json files of COCO or LabelMe, .xml files of "
+            "Pascal VOC, and .txt files of YOLO with the names of images; found "
+            f"{count_files(root)}"
+        )
+    left_out = sum(image.left_out for image in images)
+    notes = [f"left out: {left_out} points and lines, which are no objects"] if left_out else []
+    classes = sorted({(item.number, item.name) for image in images for item in image.objects})
+    names = list(dict.fromkeys(name for _, name in classes))
     by_split: dict[str | None, list[AnnotatedImage]] = {}
     for image in images:
         by_split.setdefault(image.split, []).append(image)
-    names = sorted({item.name for image in images for item in image.objects}, key=_sort_key)
-    if "train" in by_split and ("val" in by_split or "test" in by_split):
-        held_out = by_split.get("val") or by_split["test"]
-        parts = {"train": by_split["train"], "val": held_out}
-        return {name: _to_coco(part, names, root) for name, part in parts.items()}
-    return _draw(_to_coco(images, names, root), seed)
+    if "train" in by_split and None in by_split:
+        rest = by_split.pop(None)
+        notes.append(f"left out: {len(rest)} images of no split, such as {rest[0].path}")
+    return layout, notes, {x: (None, _to_coco(y, names, root)) for x, y in by_split.items()}
 
 
-def _sort_key(name: str) -> tuple[int, str]:
-    """Numbers in their order, before names in theirs."""
-    return (int(name), "") if name.isdecimal() else (sys.maxsize, name)
-
-
-def _to_coco(images: Sequence[AnnotatedImage], names: Sequence[str], root: Path) -> dict[str, Any]:
+def _to_coco(images: Sequence[AnnotatedImage], names: Sequence[str], root: Path) -> Content:
     objects = []
     for number, image in enumerate(images, 1):
         for item in image.objects:
@@ -174,17 +145,16 @@ def _to_coco(images: Sequence[AnnotatedImage], names: Sequence[str], root: Path)
                     "image_id": number,
                     "category_id": names.index(item.name) + 1,
                     "bbox": list(item.box),
-                    "area": _area(item.polygon) if item.polygon else item.box[2] * item.box[3],
-                    "segmentation": [item.polygon] if item.polygon else [],
-                    "iscrowd": 0,
-                    "ignore": int(item.ignored),
+                    "area": item.area,
+                    "segmentation": item.mask or [],
+                    "iscrowd": int(item.ignored),
                 }
             )
     return {
         "images": [
             {
                 "id": number,
-                "file_name": os.path.relpath(image.path, root),
+                "file_name": image.path.relative_to(root).as_posix(),
                 "width": image.size[0],
                 "height": image.size[1],
             }
@@ -195,61 +165,42 @@ def _to_coco(images: Sequence[AnnotatedImage], names: Sequence[str], root: Path)
     }
 
 
-def _area(polygon: Sequence[float]) -> float:
-    """By the sum of the signed areas below the edges."""
-    columns, rows = np.array(polygon[::2]), np.array(polygon[1::2])
-    return float(abs(columns @ np.roll(rows, -1) - rows @ np.roll(columns, -1)) / 2)
-
-
-def _write(root: Path, name: str, content: Mapping[str, Any]) -> Path:
-    path = root / f"coco_{name}.json"
-    with write_atomically(path) as file:
-        file.write_text(json.dumps({**content, "info": {"description": _MADE}}), encoding="utf-8")
-    return path
-
-
-def _describe(root: Path, layout: str, files: Mapping[str, Path]) -> DetectionData:
-    contents = {name: read_json(path) for name, path in files.items()}
-    objects = contents["train"]["annotations"]
-    if not objects:
-        raise ConfigError(f"{files['train']} has no objects: there is nothing to learn")
-    used = {
-        item.get("category_id") for content in contents.values() for item in content["annotations"]
-    }
-    splits = {
-        name: Split(
-            path,
-            _find_images(root, path, contents[name]["images"]),
-            len(contents[name]["images"]),
-            len(contents[name]["annotations"]),
+def _choose_splits(
+    root: Path, files: Mapping[str | None, tuple[Path | None, Content]]
+) -> dict[str, tuple[Path | None, Content]]:
+    """What to train on, validate and test with; validation is to be drawn where it is missing."""
+    found = {split: part for split, part in files.items() if part[1]["annotations"]}
+    train = found.get("train") or found.get(None)
+    held_out = [found[split] for split in ("val", "test") if split in found]
+    if not train:
+        counts = (
+            f"{len(content['annotations'])} of {split}" for split, (_, content) in files.items()
         )
-        for name, path in files.items()
-    }
-    return DetectionData(
-        layout,
-        tuple(x["name"] for x in contents["train"]["categories"] if x.get("id") in used),
-        splits,
-        sum(not item.get("segmentation") for item in objects),
-    )
-
-
-def _find_images(root: Path, ann_file: Path, images: Sequence[Mapping[str, Any]]) -> Path:
-    """The folder in which most of the images that a file names are."""
-    names = [str(image.get("file_name")) for image in images]
-    names = names[:: max(1, len(names) // _SAMPLE)]
-    folders = [path for path in root.rglob("*") if path.is_dir()]
-    same_split = split_of(ann_file, root)
-
-    def rank(folder: Path) -> tuple:
-        found = sum((folder / name).is_file() for name in names)
-        return found, split_of(folder, root) == same_split, -len(folder.parts)
-
-    best = max([ann_file.parent, root, *sorted(folders)], key=rank)
-    found = rank(best)[0]
-    if found < len(names):
-        missing = next(name for name in names if not (best / name).is_file())
         raise ConfigError(
-            f"{ann_file} names {missing}, which is not in {best}, where {found} of {len(names)} "
-            f"of its images are, nor with all others elsewhere in {root}: add what is missing"
+            f"{root} has no objects to train on: found {' and '.join(counts)} objects; say train "
+            "in the name of a file or folder, or annotate what is there"
         )
-    return best
+    return dict(zip(("train", "val", "test"), (train, *held_out), strict=False))
+
+
+def _draw(content: Content, seed: int) -> dict[str, Content]:
+    """Divide the images of annotations, and the annotations with them."""
+    used = {item["image_id"] for item in content["annotations"]}
+    with_objects = [image for image in content["images"] if image["id"] in used]
+    without = [image for image in content["images"] if image["id"] not in used]
+    parts = {}
+    names = ("train", "val")
+    for name, images in zip(names, draw_validation(with_objects, without, seed), strict=True):
+        ids = {image["id"] for image in images}
+        objects = [item for item in content["annotations"] if item["image_id"] in ids]
+        parts[name] = {**content, "images": images, "annotations": objects}
+    return parts
+
+
+def _write(root: Path, name: str, content: Content) -> Path:
+    path = root / f"coco_{name}.json"
+    if path.exists() and not is_made(read_json(path)):
+        raise ConfigError(f"{path} would be written over, and is yours: give it another name")
+    with write_atomically(path) as file:
+        file.write_text(json.dumps({**content, "info": {"description": MADE}}), encoding="utf-8")
+    return path

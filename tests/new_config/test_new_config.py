@@ -10,7 +10,7 @@ from slide_mm.datasets import make_demo_scenes
 from slide_mm.engine import ConfigError, inspect_data
 from slide_mm.engine.config import load_config
 from slide_mm.new_config import write_config
-from slide_mm.new_config.annotations import READERS
+from slide_mm.new_config.detection import READERS
 from slide_mm.new_config.writing import changes_of, render
 from tests.new_config import layouts
 
@@ -93,7 +93,7 @@ def test_schedule_and_learning_rate_fit(scenes, tmp_path):
     root = make("COCO", scenes, tmp_path)
     cfg, lines = write(DETECTOR, root, epochs=24, num_gpus=2, batch_size=4)
     assert lines[-1].startswith("24 epochs, 72 iterations of 4 images on each of 2 GPUs")
-    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(2e-4 * 8 / 16)
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(2e-4 * (8 / 16) ** 0.5)
     warm_up, steps = cfg.param_scheduler
     assert (warm_up.end, steps.milestones, steps.end) == (8, [16, 22], 24)
     assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (24, 2)
@@ -125,76 +125,27 @@ def test_again_gives_the_same(scenes, tmp_path):
     assert {path: path.read_bytes() for path in files} != files
 
 
-def empty(root):
-    """Nothing at all."""
-
-
-def without_annotations(root):
-    (root / "a.jpg").write_bytes(b"")
-
-
-def two_candidates(root):
-    for name in ("first", "second"):
-        (root / f"{name}.json").write_text('{"images": [], "categories": [], "annotations": []}')
-
-
-def without_images(root):
-    objects = [{"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 1, 1]} for i in (1, 2)]
-    images = [{"id": i, "file_name": f"{i}.jpg", "width": 9, "height": 9} for i in (1, 2)]
-    content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "a"}]}
-    (root / "train.json").write_text(json.dumps(content))
-
-
-def one_object(root):
-    without_images(root)
-    content = json.loads((root / "train.json").read_text())
-    (root / "train.json").write_text(json.dumps(content | {"annotations": []}))
-
-
 @pytest.mark.parametrize(
-    ("prepare", "base", "message"),
+    ("base", "message"),
     [
-        (empty, DETECTOR, "has no annotations: looked for .json files"),
-        (without_annotations, DETECTOR, "has no annotations: looked for .json files"),
-        (two_candidates, DETECTOR, "has 2 annotation files for all images, such as first.json and"),
-        (without_images, DETECTOR, "names [12].jpg, which is not in"),
-        (one_object, DETECTOR, "0 images have objects: give at least 2"),
-        (empty, SEGMENTOR, "has no images with label maps: .* found no images"),
-        (empty, "mask-rcnn_nobody", "there is no config mask-rcnn_nobody"),
+        (DETECTOR, r"has no annotations: looked for \.json files"),
+        (SEGMENTOR, "has no images with label maps: .* found nothing"),
+        ("mask-rcnn_nobody", "there is no config mask-rcnn_nobody"),
     ],
 )
-def test_wrong_folders_are_told_in_a_line(prepare, base, message, tmp_path):
+def test_wrong_folders_and_bases_leave_no_config(base, message, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
-    prepare(root)
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(ConfigError, match=message):
         write(base, root)
-    assert "\n" not in str(error.value)
     assert not (tmp_path / "mine.py").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", "0 0.5 0.5\n", "a.txt has the line '0 0.5 0.5': give a class's number"),
-        ("a.txt", "x 0.5 0.5 0.1 0.1\n", "a.txt has the line 'x"),
-        ("a.xml", "<annotation>", "a.xml is no annotation of Pascal VOC"),
-        ("b.xml", "<annotation></annotation>", "b.xml is of the image b, which is nowhere in"),
-        ("c.json", '{"shapes": [], "imagePath": "c.jpg"}', "c.jpg, which is not beside it"),
-        (
-            "a.json",
-            '{"shapes": [{"label": "x", "points": [[1, 2]]}]}',
-            "without a label or corners",
-        ),
-    ],
-)
-def test_broken_annotations_are_named(name, content, message, scenes, tmp_path):
-    root = tmp_path / "data"
-    root.mkdir()
-    (root / "a.jpg").write_bytes(next((scenes / "images/training").iterdir()).read_bytes())
-    (root / name).write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        write(DETECTOR, root)
+def test_a_config_does_not_inherit_itself(tmp_path):
+    base = tmp_path / "mine.py"
+    base.write_text("")
+    with pytest.raises(ConfigError, match="which the new config inherits"):
+        write_config(base, tmp_path, base, ROOT / "configs")
 
 
 def test_changes_merge_to_the_other_config(tmp_path):
