@@ -40,6 +40,11 @@ def parse_args() -> dict[str, Any]:
         action="store_false",
         help="train without validation",
     )
+    parser.add_argument(
+        "--log",
+        choices=("tensorboard", "wandb"),
+        help="send curves there too, and pictures of predictions at each validation",
+    )
     return parse_run(parser, "training", "train_dataloader.batch_size=4")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -38,6 +39,7 @@ from slide_mm.engine.preflight import check_model
 from slide_mm.engine.randomness import make_repeatable
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.engine.resuming import set_resume
+from slide_mm.engine.watching import SomePictures, watch
 from slide_mm.engine.weights import check_checkpoint
 
 
@@ -48,6 +50,7 @@ def train(
     amp: bool = False,
     auto_scale_lr: bool = False,
     validate: bool = True,
+    log: str | None = None,
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = "none",
 ) -> None:
@@ -62,6 +65,8 @@ def train(
         amp: Use automatic mixed precision: float16 on GPUs, bfloat16 on the CPU.
         auto_scale_lr: Scale the learning rate with the total batch size.
         validate: Validate during the training, as the config says.
+        log: ``'tensorboard'`` or ``'wandb'``: where logged values go too, with pictures of some
+            predictions in each validation.
         cfg_options: Config values by dotted key.
         launcher: ``'none'``, or who started the processes of a distributed training:
             ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
@@ -80,15 +85,17 @@ def train(
             enable_auto_scale_lr(cfg)
         if not validate:
             cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+        if log:
+            watch(cfg, log)
         check_data(cfg, ("train", "val"))
         check_annotations(cfg, ("train", "val"))
         with WorkDirLock(cfg.work_dir) as lock, first.leave_nothing_in(cfg.work_dir):
             lock.take()
-            _train(cfg, resume, first)
+            _train(cfg, resume, first, *([SomePictures()] if log else []))
     leave_process_group()
 
 
-def _train(cfg: Config, resume: str | None, first: FirstIteration) -> None:
+def _train(cfg: Config, resume: str | None, first: FirstIteration, *hooks: Hook) -> None:
     asked = copy.deepcopy(cfg)
     model = _check_model(cfg, "train", "val")
     meta = set_resume(cfg, resume, model)
@@ -103,7 +110,7 @@ def _train(cfg: Config, resume: str | None, first: FirstIteration) -> None:
     tell_broken_files(cfg)
     adapt_amp_to_device(cfg)
     prepare_for_cpu(cfg)
-    _build_runner(cfg, asked, first).train()
+    _build_runner(cfg, asked, first, *hooks).train()
 
 
 def _check_model(cfg: Config, *splits: str) -> nn.Module:
@@ -113,11 +120,12 @@ def _check_model(cfg: Config, *splits: str) -> nn.Module:
     return model
 
 
-def _build_runner(cfg: Config, asked: Config, first: FirstIteration) -> Runner:
+def _build_runner(cfg: Config, asked: Config, *hooks: Hook) -> Runner:
     runner = RUNNERS.build(cfg)
     runner.cfg = asked  # For files: what else is in the config is known to these tools alone.
     runner.dump_config()
-    runner.register_hook(first)
+    for hook in hooks:
+        runner.register_hook(hook)
     return runner
 
 
