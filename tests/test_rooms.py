@@ -5,7 +5,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "slide_mm"
 ROOMS = (
     *("ops", "layers", "checkpoints", "models", "datasets"),
-    *("data_checks", "engine", "new_config", "inference", "export", "analysis"),
+    *("data_checks", "engine", "new_config", "packing", "inference", "export", "analysis"),
 )
 
 

@@ -10,6 +10,9 @@ EXAMPLE = """example:
   python tools/infer.py configs/demo/mask-rcnn_slide-pvtv2-b0_fpn_demo.py \\
       work_dirs/demo/detection/iter_1100.pth data/demo_scenes/images/validation --out predictions
 
+A folder that pack.py has written stands for config and checkpoint:
+  python tools/infer.py digits data/demo_scenes/images/validation --out predictions
+
 Images that cannot be read are named and passed over; the exit code is 1 if none can be read.
 Images far larger than those of the training are predicted tile by tile.
 """
@@ -17,8 +20,10 @@ Images far larger than those of the training are predicted tile by tile.
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="weights of the config's model")
+    parser.add_argument("config", help="config file, or a folder of pack.py")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="weights of the config's model (default: the folder's)"
+    )
     parser.add_argument(
         "inputs", metavar="INPUT", help="an image, a folder of images or a pattern like 'a/*.jpg'"
     )
@@ -32,7 +37,7 @@ def parse_args() -> argparse.Namespace:
         help="least score of a detection to draw and write down (default: 0.3)",
     )
     parser.add_argument("--device", help="such as cpu or cuda (default: a GPU if there is one)")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:

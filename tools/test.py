@@ -13,8 +13,10 @@ EXAMPLE = """example:
 
 def parse_args() -> dict[str, Any]:
     parser = make_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="weights of the config's model")
+    parser.add_argument("config", help="config file, or a folder of pack.py")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="weights of the config's model (default: the folder's)"
+    )
     parser.add_argument(
         "--work-dir", help="folder for logs (default: the config's own, or work_dirs/CONFIG)"
     )

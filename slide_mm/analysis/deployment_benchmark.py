@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from slide_mm.checkpoints.writing import write_atomically
-from slide_mm.engine.config import load_config, require_keys
+from slide_mm.engine.config import load_config, packed_weights, require_keys
 from slide_mm.engine.markdown import format_table
 from slide_mm.engine.outputs import PICTURES, check_output
 from slide_mm.engine.reporting import ConfigError
@@ -38,7 +38,8 @@ def check_exports(
     Args:
         files: What :func:`slide_mm.export.export_model` has written, all of one part of one model.
         config: Config file they were made from.
-        checkpoint: Weights they were made from. Default: those that the first file names.
+        checkpoint: Weights they were made from. Default: those of ``config``, if it is a packed
+            folder, or those that the first file names.
         size: Height and width for the latencies, batch 1, unless the files are for one size only.
         rounds: See :func:`slide_mm.engine.timing.measure_times`.
         threads: Threads of PyTorch and of each runtime. Default: PyTorch's.
@@ -69,7 +70,8 @@ def check_exports(
     first = next(iter(opened.values()))
     sizes = sizes_of(first)
     size = sizes[0] if len(sizes) == 1 else (1, *size)
-    model = load_part(cfg, checkpoint or first.notes["checkpoint"] or None, first.notes["part"])
+    checkpoint = checkpoint or packed_weights(config) or first.notes["checkpoint"] or None
+    model = load_part(cfg, checkpoint, first.notes["part"])
     differences = {
         key: {size: largest_difference(model, file, size) for size in sizes}
         for key, file in opened.items()

@@ -29,8 +29,6 @@ def read_file(path: str | os.PathLike) -> Any:
         Exception: Of any kind, if it is damaged.
     """
     status = os.stat(path)
-    if stat.S_ISDIR(status.st_mode):
-        raise CheckpointError("is a folder: check the path")
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError("is no file but a pipe or a device: check the path")
     with open(path, "rb") as file:

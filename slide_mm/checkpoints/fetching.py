@@ -10,6 +10,9 @@ from urllib.parse import urlparse
 import torch
 from mmengine.fileio import get_local_path
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from timm.models._hub import download_from_hf
+
+from slide_mm.checkpoints.folders import WEIGHTS, find_weights
 
 # A name such as resnet50-19c8e357.pth is that of no other file.
 _NAME_WITH_HASH = re.compile(r".*[-_][0-9a-f]{8,64}\.\w+")
@@ -29,13 +32,20 @@ def local_copy(path: str | os.PathLike) -> Iterator[str]:
     Args:
         path: A local path, an address that ``mmengine.fileio`` knows, or a name of MMEngine's
             catalogues, such as ``'torchvision://resnet50'``. A file whose name ends with its hash
-            is kept where PyTorch keeps those that it downloads; others are fetched anew.
+            is kept where PyTorch keeps those that it downloads; others are fetched anew. In place
+            of a file, a folder that holds a model, and as timm names them,
+            ``'local-dir:FOLDER'`` and ``'hf-hub:OWNER/NAME'``.
 
     Raises:
+        CheckpointError: If a folder holds no whole model.
         Exception: Of any kind, if it cannot be fetched.
     """
-    path = os.path.expanduser(path)
-    scheme, _, name = str(path).partition("://")
+    path = os.path.expanduser(str(path).removeprefix("local-dir:"))
+    if path.startswith("hf-hub:"):
+        path = download_from_hf(path.removeprefix("hf-hub:"), WEIGHTS)
+    elif os.path.isdir(path):
+        path = find_weights(path)
+    scheme, _, name = path.partition("://")
     if scheme in _CATALOGUES:
         deprecated = mmengine_checkpoint.get_deprecated_model_names()
         path = _CATALOGUES[scheme]()[deprecated.get(name, name)]

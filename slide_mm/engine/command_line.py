@@ -71,7 +71,7 @@ def parse_run(parser: argparse.ArgumentParser, run: str, example: str) -> dict[s
     )
     # Older launchers hand the local rank over as an argument; MMEngine reads the environment.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    args = vars(parser.parse_args())
+    args = vars(parser.parse_intermixed_args())  # "CONFIG --out X CHECKPOINT", too.
     local_rank = args.pop("local_rank")
     if local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(local_rank))

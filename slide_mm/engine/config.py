@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from slide_mm.engine.plain_config import read_packed_config
 from slide_mm.engine.reporting import ConfigError, log_once
 
 
@@ -20,7 +21,8 @@ def load_config(
     """Read a config file and merge the options of the command line.
 
     Args:
-        path: A ``.py``, ``.json`` or ``.yaml`` file.
+        path: A ``.py``, ``.json`` or ``.yaml`` file, or a folder that
+            ``tools/model_converters/pack.py`` has written.
         cfg_options: Values by dotted key, such as ``{'train_dataloader.batch_size': 4}``.
         work_dir: Where logs and checkpoints go. Default: the config's own ``work_dir``, or
             ``work_dirs/<name of the config>``.
@@ -30,23 +32,46 @@ def load_config(
         ConfigError: If the file doesn't exist, isn't a config, or doesn't take the options.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ConfigError(f"config {path} is a folder: give a file")
-    if not path.is_file():
-        raise ConfigError(f"config {path} does not exist: check the path")
-    try:
-        cfg = Config.fromfile(path)
-    except (Exception, SystemExit) as error:  # A config is a program, or inherits one.
-        raise ConfigError(
-            f"config {path} cannot be read: {type(error).__name__}: {error}"
-        ) from error
+    cfg = read_packed_config(path) if path.is_dir() else _read_file(path)
     try:
         cfg.merge_from_dict(dict(cfg_options or {}))
     except Exception as error:  # It walks through what may be no dict or list, by any name.
         raise ConfigError(f"--cfg-options does not fit config {path}: {error}") from error
     cfg.launcher = launcher
-    cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", path.stem)
+    name = path.absolute().stem
+    cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", name)
     return cfg
+
+
+def _read_file(path: Path) -> Config:
+    if not path.is_file():
+        raise ConfigError(f"config {path} does not exist: check the path")
+    try:
+        return Config.fromfile(path)
+    except (Exception, SystemExit) as error:  # A config is a program, or inherits one.
+        raise ConfigError(
+            f"config {path} cannot be read: {type(error).__name__}: {error}"
+        ) from error
+
+
+def packed_weights(config: str | os.PathLike) -> str | None:
+    """The folder, where a config is given as one of ``pack.py``: it stands for the weights, too."""
+    return str(config) if os.path.isdir(config) else None
+
+
+def require_weights(config: str | os.PathLike, checkpoint: str | None) -> str:
+    """The checkpoint, or the packed folder that stands for config and checkpoint.
+
+    Raises:
+        ConfigError: If there is neither.
+    """
+    weights = checkpoint or packed_weights(config)
+    if weights is None:
+        raise ConfigError(
+            f"there are no weights for config {config}: give a checkpoint after it, or in place of "
+            "both a folder of tools/model_converters/pack.py"
+        )
+    return weights
 
 
 def require_keys(cfg: Config, purpose: str, *keys: str) -> None:

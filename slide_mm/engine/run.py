@@ -21,6 +21,7 @@ from slide_mm.engine.config import (
     get_task,
     load_config,
     require_keys,
+    require_weights,
     write_predictions,
 )
 from slide_mm.engine.consistency import find_inconsistencies
@@ -131,7 +132,7 @@ def _build_runner(cfg: Config, asked: Config, *hooks: Hook) -> Runner:
 
 def test(
     config: str,
-    checkpoint: str,
+    checkpoint: str | None = None,
     work_dir: str | None = None,
     out: str | None = None,
     show: bool = False,
@@ -144,8 +145,8 @@ def test(
     """Test a checkpoint on the test set of a config.
 
     Args:
-        config: Config file.
-        checkpoint: Weights of the config's model.
+        config: Config file, or a folder that ``tools/model_converters/pack.py`` has written.
+        checkpoint: Weights of the config's model. Default: those in the folder.
         work_dir: Where logs go. Default: see :func:`train`.
         out: Write the predictions: a ``.pkl`` file for detection, a folder for label maps in
             segmentation.
@@ -168,7 +169,7 @@ def test(
         check_launcher(launcher)
         cfg = first.cfg = load_config(config, cfg_options, work_dir, launcher)
         require_keys(cfg, "testing", "model", "test_dataloader", "test_cfg", "test_evaluator")
-        cfg.load_from, cfg.resume = checkpoint, False
+        cfg.load_from, cfg.resume = require_weights(config, checkpoint), False
         if out is not None:
             write_predictions(cfg, out)
         if show or show_dir:

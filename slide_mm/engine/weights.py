@@ -117,8 +117,11 @@ def check_checkpoint(cfg: Config, model: nn.Module, whole: bool) -> dict[str, An
     return _checked[str(path)]
 
 
-def load_weights(cfg: Config, model: nn.Module, checkpoint: str) -> None:
+def load_weights(cfg: Config, model: nn.Module, checkpoint: str) -> dict[str, Any]:
     """Check a checkpoint of a config's model, and load it; ``load_from`` is set to it.
+
+    Returns:
+        See :func:`check_checkpoint`.
 
     Raises:
         CheckpointError: See :func:`check_checkpoint`.
@@ -126,14 +129,15 @@ def load_weights(cfg: Config, model: nn.Module, checkpoint: str) -> None:
     cfg.load_from = checkpoint
     check_checkpoint(cfg, model, whole=True)
     expected = model.state_dict()
-    weights = _checked.pop(str(checkpoint))["state_dict"]
+    content = _checked.pop(str(checkpoint))
     # Tables of indices, which aren't checked, may be of another version's shape.
     fitting = {
         name: tensor
-        for name, tensor in weights.items()
+        for name, tensor in content["state_dict"].items()
         if name in expected and tensor.shape == expected[name].shape
     }
     model.load_state_dict(fitting, strict=False)
+    return content
 
 
 def _check_state_of_training(

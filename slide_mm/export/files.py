@@ -12,7 +12,7 @@ import torch
 from torch.export import ExportedProgram
 
 from slide_mm.checkpoints.writing import write_atomically
-from slide_mm.engine.config import load_config, require_keys
+from slide_mm.engine.config import load_config, packed_weights, require_keys
 from slide_mm.engine.outputs import check_output
 from slide_mm.engine.reporting import ConfigError
 from slide_mm.export.program import MIN_SIDE, ExportedPart, export_program, load_part
@@ -44,8 +44,10 @@ def export_model(
     """Write a config's model as a file that needs none of our code, and check it.
 
     Args:
-        config: Config file of a detector or segmentor.
-        checkpoint: Weights of its model; None for random ones, always the same.
+        config: Config file of a detector or segmentor, or a folder that
+            ``tools/model_converters/pack.py`` has written.
+        checkpoint: Weights of its model; None for those in the folder, or beside a file for
+            random ones, always the same.
         out: File to write: an ``.onnx`` file of standard operators, for onnxruntime and OpenVINO,
             or a ``.pt2`` package of AOTInductor, compiled for this CPU.
         size: Height and width of images to check with, and that a static file is for.
@@ -66,6 +68,7 @@ def export_model(
     _check_options(size, static)
     cfg = load_config(config)
     require_keys(cfg, "exporting", "model")
+    checkpoint = checkpoint or packed_weights(config)
     check_output(out, tuple(RUNTIMES))
     require_packages(*_PACKAGES.get(out.suffix, ()))
     model = load_part(cfg, checkpoint, part)

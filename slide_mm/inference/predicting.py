@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from slide_mm.checkpoints import CheckpointError
 from slide_mm.checkpoints.writing import write_atomically
-from slide_mm.engine.config import get_task, load_config, require_keys
+from slide_mm.engine.config import get_task, load_config, require_keys, require_weights
 from slide_mm.engine.data_paths import iter_datasets
 from slide_mm.engine.explaining import explain
 from slide_mm.engine.footprint import Footprint
@@ -33,7 +33,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def infer(
     config: str,
-    checkpoint: str,
+    checkpoint: str | None,
     inputs: str,
     out: str | None = None,
     score_thr: float = 0.3,
@@ -42,8 +42,9 @@ def infer(
     """Predict on images, draw the predictions and write them down.
 
     Args:
-        config: Config file of a detector or segmentor.
-        checkpoint: Weights of its model.
+        config: Config file of a detector or segmentor, or a folder that
+            ``tools/model_converters/pack.py`` has written.
+        checkpoint: Weights of its model; None for those in the folder.
         inputs: An image, a folder of images, or a pattern such as ``'images/*.jpg'``.
         out: Folder for ``results.json``, ``pictures/`` and, for segmentation, ``labels/``. Default:
             ``inference`` in the config's work folder.
@@ -69,7 +70,7 @@ def infer(
         raise ConfigError(f"config {config} has no test pipeline: inference needs it")
     cfg.test_dataloader.dataset = datasets[0]
     cfg.visualizer.vis_backends = None  # Pictures go to files of their own.
-    cfg.load_from = checkpoint
+    checkpoint = cfg.load_from = require_weights(config, checkpoint)
     Image.MAX_IMAGE_PIXELS = None  # Large images are what tiles are for.
     paths = find_images(inputs)
     device = str(check_device(device or get_device()))

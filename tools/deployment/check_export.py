@@ -14,7 +14,7 @@ EXAMPLE = """example:
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("files", nargs="+", help="files that export.py has written")
-    parser.add_argument("config", help="config that they were made from")
+    parser.add_argument("config", help="config, or folder of pack.py, that they were made from")
     parser.add_argument(
         "--checkpoint", help="weights that they were made from (default: those that a file names)"
     )

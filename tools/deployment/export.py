@@ -18,9 +18,11 @@ normalised before; the file's metadata says how.
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config of a detector or segmentor")
+    parser.add_argument("config", help="config of a detector or segmentor, or a folder of pack.py")
     parser.add_argument(
-        "checkpoint", nargs="?", help="weights of the config's model (default: random ones)"
+        "checkpoint",
+        nargs="?",
+        help="weights of the config's model (default: the folder's, or random ones)",
     )
     parser.add_argument(
         "--out",
@@ -43,7 +45,7 @@ def parse_args() -> argparse.Namespace:
         default="whole",
         help="whole segmentor, or a detector's backbone with neck; or backbone (default: whole)",
     )
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
