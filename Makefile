@@ -26,7 +26,7 @@ docs: install  ## build the pages of docs/ into build/docs
 
 install:  ## make the environment (done by the others too)
 	@command -v $(PYTHON) >/dev/null || \
-		{ echo "no $(PYTHON): install Python 3.10 to 3.13 or name yours with PYTHON=" >&2; exit 1; }
+		{ echo "no $(PYTHON): install Python 3.11 to 3.13 or name yours with PYTHON=" >&2; exit 1; }
 	@$(PYTHON) tools/misc/setup_env.py --venv $(VENV)
 
 clean:  ## remove the environment, caches, build products and the demo's output

@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +84,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     on_cpu = device.type == "cpu"
     device_name = "cpu" if on_cpu else torch.get_device_module(device).get_device_name(device)
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "slide_mm": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

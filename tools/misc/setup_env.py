@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements.txt"
 BUILD_TOOLS = ("ninja", "packaging", "pip", "setuptools", "wheel")
 
-OLDEST_PYTHON, FIRST_UNTESTED_PYTHON = (3, 10), (3, 14)
+OLDEST_PYTHON, FIRST_UNTESTED_PYTHON = (3, 11), (3, 14)
 GIB = 2**30
 ENVIRONMENT_GIB = 8.5
 DOWNLOADS_GIB = 4
@@ -134,7 +134,7 @@ def check_python() -> None:
     if not OLDEST_PYTHON <= version < FIRST_UNTESTED_PYTHON:
         raise SetupError(
             f"Python {version[0]}.{version[1]} ({sys.executable}) does not fit: the pinned set "
-            "needs 3.10 to 3.13; name one, as in `make test PYTHON=python3.11`"
+            "needs 3.11 to 3.13; name one, as in `make test PYTHON=python3.11`"
         )
     if not importlib.util.find_spec("venv") or not importlib.util.find_spec("ensurepip"):
         raise SetupError(
@@ -238,7 +238,7 @@ def nearest_folder(path: Path) -> Path:
 
 def make_venv(venv: Path) -> None:
     stamp_of(venv).unlink(missing_ok=True)
-    if failure_of(venv, "import pip, sys; assert sys.version_info >= (3, 10)"):
+    if failure_of(venv, "import pip, sys; assert sys.version_info >= (3, 11)"):
         run([sys.executable, "-m", "venv", "--clear", str(venv)], "venv failed")
     pins = read_pins()
     pip_install(venv, *(pins[name] for name in BUILD_TOOLS))
