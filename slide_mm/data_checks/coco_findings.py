@@ -208,7 +208,8 @@ def _check_annotations(path: str, file: CocoFile, usage: Usage) -> Iterator[Find
     empty = np.flatnonzero(usage.empty_masks)
     if empty.size:
         example = show_annotation(file.annotations[empty[0]], "segmentation")
-        yield problem(
+        kind = fact if _RARE * empty.size <= total else problem
+        yield kind(
             f"{empty.size} of {total} annotations in {path} have a mask without a pixel of the "
             f"image (for example {example}): write polygons in pixels of the image",
         )

@@ -1,5 +1,6 @@
 """What data a config would use, before a week of training says it."""
 
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -156,7 +157,10 @@ def _read_samples(
         report.add(Level.REFUSAL, f"its pipeline cannot be built: {reason}")
         return
     seen = []
-    progress = ProgressBar(len(report.samples), file=sys.stderr)
+    # A log has no use for a bar.
+    progress = ProgressBar(
+        len(report.samples), file=sys.stderr if sys.stderr.isatty() else io.StringIO()
+    )
     try:
         for result in _read_all(reader, report.samples, num_workers):
             seen.append(result)

@@ -232,16 +232,24 @@ def written(tmp_path):
     return write
 
 
-def test_a_rare_box_without_a_side_is_told_and_no_problem(tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ({"bbox": [5, 5, 0, 9]}, "with a side of 0 or less"),
+        ({"segmentation": [[5, 5, 5, 9, 5, 12]]}, "a mask without a pixel of the image"),
+    ],
+    ids=["box", "mask"],
+)
+def test_rare_damage_is_told_and_no_problem(tmp_path, damage, told):
     coco = make_coco(np.random.default_rng(0), num_annotations=1000)
     path = tmp_path / "coco.json"
     config = draw_config(np.random.default_rng(0), path)
     for num_damaged, is_problem in ((1, False), (2, True)):
-        coco["annotations"][num_damaged]["bbox"] = [5, 5, 0, 9]
+        coco["annotations"][num_damaged].update(damage)
         path.write_text(json.dumps(coco))
         *_, findings = check(path, config)
-        told = [x.text for x in findings if "with a side of 0 or less" in x.text]
-        assert f"{num_damaged} with a side of 0 or less" in told[0]
+        text = next(x.text for x in findings if told in x.text)
+        assert f"{num_damaged} " in text
         assert any(x.level == Level.PROBLEM for x in findings) == is_problem
 
 
