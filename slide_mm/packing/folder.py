@@ -3,6 +3,7 @@
 import getpass
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ import slide_mm
 from slide_mm.checkpoints.writing import write_folder_atomically
 from slide_mm.engine.outputs import make_folder
 from slide_mm.engine.reporting import ConfigError
+from slide_mm.packing.card import CARD
 
 _TEXTS = (".py", ".json", ".md")
 
@@ -46,6 +48,8 @@ def new_folder(out: Path, *private: str) -> Iterator[tuple[Path, list[str]]]:
     notes: list[str] = []
     with write_folder_atomically(out) as folder:
         yield folder, notes
+        for path in folder.iterdir():
+            shutil.copymode(folder / CARD, path)  # safetensors writes for its owner alone.
         _require_no_paths(folder, [*private, os.path.expanduser("~"), os.getcwd()])
         notes += _find_words(folder)
 

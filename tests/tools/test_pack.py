@@ -152,6 +152,7 @@ def test_folder_holds_nothing_of_the_machine(
     pack(detector / "epoch_2.pth", "--config", config, "--out", "packed", *options)
     private = [home, detector, scenes, ROOT, Path(config).parent, os.getcwd()]
     content = [path.read_bytes() for path in Path("packed").iterdir()]
+    assert len({path.stat().st_mode for path in Path("packed").iterdir()}) == 1
     assert len(content) == (3 if options else 4)
     for text in [*map(str, private), "hannah", "/tmp", "optimizer_state", "exp_avg"]:
         assert not any(text.encode() in part for part in content), text
