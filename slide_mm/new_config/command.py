@@ -75,8 +75,12 @@ def write_config(
         check_model(after, pretrained=True)
     _write(before, after, base, out)
     lr = after.optim_wrapper.optimizer.lr
-    batch = f"{after.train_dataloader.batch_size} images on each of {num_gpus} GPUs"
-    return [*lines, f"{number} epochs, {iterations} iterations of {batch}, learning rate {lr:.2g}"]
+    batch = f"{after.train_dataloader.batch_size} images"
+    batch += f" on each of {num_gpus} GPUs" if num_gpus > 1 else ""
+    lines.append(f"{number} epochs, {iterations} iterations of {batch}, learning rate {lr:.2g}")
+    if not after.model.get("backbone", {}).get("init_cfg"):
+        lines.append("the backbone learns from scratch: --weights lets it start from a checkpoint")
+    return lines
 
 
 def _check_numbers(**numbers: int | None) -> None:

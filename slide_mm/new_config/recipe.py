@@ -106,7 +106,8 @@ def _scale_lr(cfg: Config, batch_size: int) -> None:
     scaling, optimizer = cfg.get("auto_scale_lr", {}), cfg.optim_wrapper.optimizer
     if scaling.get("base_batch_size"):
         ratio = batch_size / scaling.base_batch_size
-        optimizer.lr *= ratio if type_name(optimizer) == "SGD" else math.sqrt(ratio)
+        factor = ratio if type_name(optimizer) == "SGD" else math.sqrt(ratio)
+        optimizer.lr = float(f"{optimizer.lr * factor:.3g}")
         scaling.base_batch_size = batch_size
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from slide_mm.data_checks.coco_file import read_coco
 from slide_mm.engine import ConfigError
 from slide_mm.new_config.detection import find_detection
+from slide_mm.new_config.folders import split_of, words_of
 
 COLOR = (10, 200, 30)
 
@@ -64,6 +65,27 @@ def read(split):
 
 
 PEAR = [("pear", 8, 4, 20, 30)]
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("test set/train/all.json", "train"),
+        ("train/val/train_val.json", "val"),
+        ("trainset/instances_Validation2017.json", "val"),
+        ("TrainImages_2/x.json", "train"),
+        ("TESTING-1/x.json", "test"),
+        ("valannot/x.json", "val"),
+        ("trains/validity/contest.json", None),
+        ("train_and_test/x.json", None),
+    ],
+)
+def test_splits_are_told_by_the_innermost_name(path, split, tmp_path):
+    assert split_of(tmp_path / path, tmp_path) == split
+
+
+def test_words_of_names():
+    assert words_of("JPEGImages_2 of-RGBMasks") == ["jpeg", "images", "of", "rgb", "masks"]
 
 
 @pytest.mark.parametrize(
@@ -348,14 +370,15 @@ def test_voc_images_are_those_nearest_to_their_annotations(tmp_path):
 
 
 def test_voc_lists_and_difficult_objects(tmp_path):
-    for number in range(4):
+    for number in range(5):
         stem = f"train a {number}"
         draw(tmp_path / f"JPEGImages/{stem}.jpg")
         voc(tmp_path / f"Annotations/{stem}.xml", "old name.jpg", difficult=number % 2)
     lists = tmp_path / "ImageSets/Main"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("train a 0\ntrain a 1\n")
-    (lists / "val.txt").write_text("train a 2\ntrain a 3\n")
+    (lists / "val.txt").write_text("train a 2\ntrain a 3\ntrain a 4\n")
+    (lists / "test.txt").write_text("train a 4\n")
     (tmp_path / "ImageSets/Action").mkdir()
     (tmp_path / "ImageSets/Action/train.txt").write_text("train a 3\n")
     found = find_detection(tmp_path, seed=0)
@@ -363,6 +386,15 @@ def test_voc_lists_and_difficult_objects(tmp_path):
         assert list(read(found.splits[split])) == [f"train a {number}.jpg" for number in numbers]
         content = json.loads(found.splits[split].ann_file.read_text())
         assert [item["iscrowd"] for item in content["annotations"]] == [0, 1]
+
+
+def test_voc_images_have_the_name_of_the_file_or_else_the_one_in_it(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        draw(tmp_path / "JPEGImages" / name)
+    for stem, name in {"a": "b.png", "other": "c.png"}.items():
+        voc(tmp_path / "Annotations" / f"{stem}.xml", name)
+    found = find_detection(tmp_path, seed=0)
+    assert {name for split in found.splits.values() for name in read(split)} == {"a.png", "c.png"}
 
 
 def labelme(path, shapes, image):
