@@ -20,8 +20,8 @@ EXAMPLE = """example, from the root of the repository:
 """
 ROOT = Path(__file__).resolve().parents[2]
 BASES = {
-    "pvtv2-b0": (ROOT / "configs/demo/mask-rcnn_slide-pvtv2-b0_fpn_demo.py", 4),
-    "swin-t": (Path(__file__).parent / "configs/mask-rcnn_slide-swin-t_fpn_small.py", 1),
+    "pvtv2-b0": (ROOT / "configs/demo/mask-rcnn_slide-pvtv2-b0_fpn_demo.py", 5),
+    "swin-t": (Path(__file__).parent / "configs/mask-rcnn_slide-swin-t_fpn_small.py", 2),
 }
 METRICS = {"box AP": "coco/bbox_mAP", "mask AP": "coco/segm_mAP"}
 
