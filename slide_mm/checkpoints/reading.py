@@ -45,7 +45,8 @@ def _describe(path: str | os.PathLike, fetched: bool, error: Exception) -> str:
     if not fetched:
         return f"cannot be fetched ({type(error).__name__}: {error}): check the address"
     path = os.path.expanduser(path)
-    size = f"{os.path.getsize(path)} bytes" if os.path.isfile(path) else "remote"
+    kind = "a folder" if os.path.isdir(path) else "remote"
+    size = f"{os.path.getsize(path)} bytes" if os.path.isfile(path) else kind
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror or error}"
     return (

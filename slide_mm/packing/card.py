@@ -63,6 +63,7 @@ def write_model_card(folder: Path, facts: Mapping[str, Any]) -> None:
         "Task": facts["task"],
         "Classes": f"{len(classes)}: {', '.join([*classes[:_MAX_CLASSES], *more])}",
         "Parameters": f"{facts['num_parameters']:,}",
+        "Modules that the config imports": facts["imports"] or "none",
         "Trained for": facts["trained_for"] or "not recorded",
         "Metrics of these weights, of the training's own validation": metrics or "not recorded",
         "Licence": facts["license"],

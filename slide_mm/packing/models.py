@@ -109,6 +109,7 @@ def _describe(cfg: Config) -> dict[str, Any]:
     return {
         "model": type_name(cfg.model),
         "backbone": " ".join(filter(None, names)),
+        "imports": cfg.get("custom_imports", {}).get("imports", []),
         **_describe_classes(cfg),
         "preprocessing": {
             "pipeline": pipelines[0] if pipelines else [],

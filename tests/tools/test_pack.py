@@ -88,6 +88,7 @@ def test_detector_predicts_the_same_bit_by_bit(pack, run, detector, scenes, tmp_
     assert facts["metrics"] == {key: pytest.approx(x) for key, x in metrics.items()}
     card = (folder / "README.md").read_text()
     assert "license: cc0-1.0" in card
+    assert "Modules that the config imports:**\n  - slide_mm\n" in card
     assert "coco/bbox_mAP: " in card
 
     image = scenes / "images/validation/0000.jpg"
@@ -106,9 +107,12 @@ def test_weights_of_an_earlier_iteration_have_no_metrics(pack, detector, tmp_pat
     assert facts["license"] == "unknown"
 
 
-def test_segmentor_of_bare_weights(pack, run, segmentor, scenes, tmp_path):
+def test_segmentor_of_bare_weights(pack, run, segmentor, scenes, tmp_path, monkeypatch, capsys):
+    """Packed by somebody who is called like a class."""
     checkpoint, config = segmentor
+    monkeypatch.setenv("LOGNAME", "background")
     pack(checkpoint, "--config", config, "--out", tmp_path / "packed")
+    assert "config.py has the word background, which names this user" in capsys.readouterr().out
     image = scenes / "images/validation/0000.jpg"
     run("infer.py", tmp_path / "packed", image, "--out", tmp_path / "seen")
     run("infer.py", config, checkpoint, image, "--out", tmp_path / "known")
@@ -242,6 +246,9 @@ class TestRefusals:
         assert "log_processor.type of the config is /home/hannah/notes" in line
         line = refused(TOOL, segmentor[0], "--config", wrong, "--out", "out")
         assert "tensors fit" in line
+        wrong = write_config("mask_rcnn", f"visualizer = dict(name='of {tmp_path}/a')")
+        line = refused(TOOL, checkpoint, "--config", wrong, "--out", "out")
+        assert f"config.py would hold the path {tmp_path}" in line
 
     def test_config_without_weights(self, refused, segmentor, scenes):
         image = scenes / "images/validation/0000.jpg"
