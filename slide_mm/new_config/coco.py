@@ -209,9 +209,9 @@ def _find_folder(root: Path, file: Path, names: Sequence[str], found: Sequence[P
     folders = {folder for path in found for folder in path.parents}
     folders = {folder for folder in folders if root in folder.parents}
 
-    def rank(folder: Path) -> tuple:
+    def rank(folder: Path) -> tuple[int, bool]:
         number = sum((folder / name).is_file() for name in names)
-        return number, split_of(folder, root) == split_of(file, root), -len(folder.parts)
+        return number, split_of(folder, root) == split_of(file, root)
 
     return max([file.parent, root, *sorted(folders)], key=rank)
 

@@ -130,6 +130,7 @@ def test_files_that_need_nothing_stay_as_they_are(tmp_path):
         draw(tmp_path / split / "a.png")
         write(tmp_path / f"annotations/instances_{split}.json", coco(["a.png"]))
         write(tmp_path / f"annotations/person_keypoints_{split}.json", coco(["a.png"]))
+        write(tmp_path / f"annotations/{split[-5]}_all.json", coco(["a.png"]))
     before = sorted(tmp_path.rglob("*"))
     found = find_detection(tmp_path, seed=0)
     assert sorted(tmp_path.rglob("*")) == before
@@ -148,7 +149,7 @@ def test_roboflow(tmp_path):
         ]
         for item in content["annotations"]:
             item["id"] -= 1
-            item["segmentation"] = []
+            item["segmentation"] = [[]] if split == "test" else []
         for name in names:
             draw(tmp_path / split / name)
         write(tmp_path / split / "_annotations.coco.json", content)
@@ -179,6 +180,7 @@ def test_what_is_missing_is_filled_in(tmp_path):
         assert list(read(split).values()) == [PEAR]
         content = json.loads(split.ann_file.read_text())
         assert content["annotations"][0]["area"] == 600
+        assert content["annotations"][0]["iscrowd"] == 0
         assert (content["images"][0]["width"], content["images"][0]["height"]) == (64, 48)
 
 
@@ -284,6 +286,20 @@ def test_yolo_splits(folders, text, tmp_path):
         assert read(found.splits[split]) == dict.fromkeys(names, PEAR)
 
 
+@pytest.mark.parametrize(
+    ("val", "expected"), [("images/val", ["c.png"]), ("images", ["a.png", "b.png", "c.png"])]
+)
+def test_yolo_splits_inside_one_another(val, expected, tmp_path):
+    """Ultralytics' examples train on the images that they validate with; here some are drawn."""
+    yolo(tmp_path, "images", ["a.png", "b.png"])
+    yolo(tmp_path, "images/val" if val != "images" else "images/x", ["c.png"])
+    describe(tmp_path, f"train: images\nval: {val}\nnames: [pear]")
+    found = find_detection(tmp_path, seed=0)
+    names = list(read(found.splits["val"]))
+    assert names == expected if val != "images" else len(names) == 1
+    assert sorted([*names, *read(found.splits["train"])]) == ["a.png", "b.png", "c.png"]
+
+
 def test_yolo_images_that_a_yaml_file_does_not_name_are_left_out(tmp_path):
     for folder in ("images/train", "images/val"):
         yolo(tmp_path, folder, [f"{folder[-2:]}.png"])
@@ -369,6 +385,17 @@ def test_voc_images_are_those_nearest_to_their_annotations(tmp_path):
         assert read(found.splits[split]) == {"1.png": PEAR, "2.png": PEAR}
 
 
+def test_voc_splits_of_the_images_folders(tmp_path):
+    for split in ("train", "val"):
+        draw(tmp_path / "images" / split / f"{split}.png")
+        voc(tmp_path / "Annotations" / f"{split}.xml", f"{split}.png")
+    found = find_detection(tmp_path, seed=0)
+    assert {name: list(read(x)) for name, x in found.splits.items()} == {
+        "train": ["train.png"],
+        "val": ["val.png"],
+    }
+
+
 def test_voc_lists_and_difficult_objects(tmp_path):
     for number in range(5):
         stem = f"train a {number}"
@@ -405,7 +432,7 @@ SQUARE = {"label": "pear", "points": [[28, 34], [8, 4]], "shape_type": "rectangl
 
 
 def test_labelme_shapes(tmp_path):
-    circle = {"label": "plum", "points": [[20, 20], [30, 20]], "shape_type": "circle"}
+    circle = {"label": "pear", "points": [[20, 20], [30, 20]], "shape_type": "circle"}
     parts = [
         {"label": "leaf", "group_id": 1, "points": [[x, 2], [x + 4, 2], [x, 8]]} for x in (10, 30)
     ]
@@ -415,13 +442,13 @@ def test_labelme_shapes(tmp_path):
     encoded = base64.b64encode((tmp_path / "mask.png").read_bytes()).decode()
     (tmp_path / "mask.png").unlink()
     painted = {"label": "blot", "shape_type": "mask", "points": [[5, 6], [7, 7]], "mask": encoded}
-    for name in ("a", "b"):
+    for name in ("val1", "val2"):  # Names of images say no split.
         draw(tmp_path / f"{name}.png")
         labelme(
             tmp_path / f"{name}.json", [SQUARE, circle, *parts, point, painted], f"..\\{name}.jpg"
         )
     found = find_detection(tmp_path, seed=0)
-    assert found.classes == ("blot", "leaf", "pear", "plum")
+    assert found.classes == ("blot", "leaf", "pear")
     assert found.notes == ["left out: 2 points and lines, which are no objects"]
     assert found.num_without_mask == 0
     for split in found.splits.values():
@@ -430,7 +457,7 @@ def test_labelme_shapes(tmp_path):
             ("blot", 5, 6, 3, 2),
             ("leaf", 10, 2, 24, 6),
             ("pear", 8, 4, 20, 30),
-            ("plum", 10, 10, 20, 20),
+            ("pear", 10, 10, 20, 20),
         ]
         file = json.loads(split.ann_file.read_text())
         by_box = {item["bbox"][0]: item for item in file["annotations"]}
@@ -458,11 +485,13 @@ def test_labelme_converted_by_its_own_script(tmp_path):
         draw(tmp_path / name.replace("JPEGImages", "Visualization"))
     content = coco(names)
     content["categories"].insert(0, {"id": 0, "name": "_background_", "supercategory": None})
-    content["type"] = "instances"
+    content["annotations"][1]["id"] = content["annotations"][0]["id"]
     write(tmp_path / "annotations.json", content)
     found = find_detection(tmp_path, seed=0)
     assert found.classes == ("pear",)
     assert all(split.images == tmp_path for split in found.splits.values())
+    contents = [json.loads(split.ann_file.read_text()) for split in found.splits.values()]
+    assert {item["id"] for x in contents for item in x["annotations"]} == {1, 2}
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])

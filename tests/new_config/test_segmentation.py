@@ -5,7 +5,7 @@ from PIL import Image
 from slide_mm.engine import ConfigError
 from slide_mm.new_config.segmentation import find_segmentation
 
-STEMS = ("1", "2", "10", "test 1", "übung")
+STEMS = ("1", "2", "10", "1.z", "test 1", "übung")
 
 
 def save(path, values):
@@ -98,7 +98,7 @@ def test_pascal_voc(tmp_path):
     (tmp_path / "class_names.txt").write_text("_background_\npear\nplum\n")
     for folder, lists in {
         "Main": ("0", "1"),
-        "Segmentation": ("1\n2\n10", "test 1\nübung"),
+        "Segmentation": ("1\n2\n10\n1.z", "test 1\nübung"),
     }.items():
         path = tmp_path / "ImageSets" / folder
         path.mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_pascal_voc(tmp_path):
             (path / f"{name}.txt").write_text(text, encoding="utf-8")
     found = find_segmentation(tmp_path, seed=0)
     assert found.classes == ("_background_", "pear", "plum")
-    assert list_pairs(found.splits["train"]) == ["1", "10", "2"]
+    assert list_pairs(found.splits["train"]) == ["1", "1.z", "10", "2"]
     assert list_pairs(found.splits["val"]) == ["test 1", "übung"]
     assert found.splits["val"].labels == tmp_path / "SegmentationClass"
 
@@ -130,8 +130,8 @@ def test_maps_of_any_numbers_of_one_channel(mode, tmp_path):
 
 def test_names_of_a_yaml_file(tmp_path):
     make(tmp_path, numbers=(1, 2, 255))
-    (tmp_path / "data.yaml").write_text("names: {0: soil, 2: pear}")
-    assert find_segmentation(tmp_path, seed=0).classes == ("soil", "class 1", "pear")
+    (tmp_path / "data.yaml").write_text("names: {0: soil, 2: pear, 3: plum}")
+    assert find_segmentation(tmp_path, seed=0).classes == ("soil", "class 1", "pear", "plum")
 
 
 def only_images(root):
@@ -161,6 +161,17 @@ def other_names(root):
 def one_missing(root):
     make(root)
     (root / "masks/2.png").unlink()
+
+
+def first_missing(root):
+    make(root)
+    (root / "masks/1.png").unlink()
+    (root / "masks/1.z.png").unlink()
+
+
+def maps_of_training_alone(root):
+    make(root, "images/train", "masks/train")
+    make(root, "images/val", "masks/train")
 
 
 def two_folders_of_maps(root):
@@ -202,6 +213,8 @@ def too_few_names(root):
         (endings_by_split, "has images or label maps of several endings"),
         (other_names, "has no label map: looked for 1 with another end in .*masks"),
         (one_missing, "2.jpg has no label map: .*2.png does not exist"),
+        (first_missing, "1.jpg has no label map: looked for 1 with another end in .*masks"),
+        (maps_of_training_alone, "val/1.jpg has no label map: looked for 1 with .* in folders of"),
         (two_folders_of_maps, "label maps of .*images may be those in .*: leave one"),
         (two_folders_of_images, "has images of no split in a/images and b/images: leave one"),
         (only_validation, "has no images to train on: say train in a folder's name"),
