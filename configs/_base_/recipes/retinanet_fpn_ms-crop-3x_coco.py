@@ -6,6 +6,7 @@ _base_ = [
     "mmdet::_base_/schedules/schedule_1x.py",
     "mmdet::_base_/default_runtime.py",
     "../datasets/coco_tta.py",
+    "../no_decay.py",
     "../slide_mm.py",
 ]
 # A stage that the neck passes over isn't returned.
@@ -45,11 +46,6 @@ param_scheduler = [
     dict(type="MultiStepLR", begin=0, end=36, by_epoch=True, milestones=[27, 33], gamma=0.1),
 ]
 optim_wrapper = dict(
-    paramwise_cfg=dict(
-        custom_keys=dict(
-            relative_position_bias_table=dict(decay_mult=0.0),
-            norm=dict(decay_mult=0.0),
-        )
-    ),
+    paramwise_cfg=dict(custom_keys=_base_.no_decay),
     optimizer=dict(_delete_=True, type="AdamW", lr=5e-5, weight_decay=0.05),
 )
