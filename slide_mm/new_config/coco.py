@@ -158,8 +158,17 @@ def _order_categories(content: Content, classes: Sequence[str]) -> bool:
     numbers = {name: number for number, name in enumerate(classes, 1)}
     for item in content["annotations"]:
         item["category_id"] = numbers.get(str(names.get(item.get("category_id"))), -1)
-    content["categories"] = [{"id": number, "name": name} for name, number in numbers.items()]
+    content["categories"] = number_categories(classes, content["categories"])
     return True
+
+
+def number_categories(names: Sequence[str], known: Iterable[Content] = ()) -> list[Content]:
+    """Categories from 1, with the kinds that MMDetection's error analysis wants to know."""
+    kinds = {str(category["name"]): category.get("supercategory") for category in known}
+    return [
+        {"id": number, "name": name, "supercategory": kinds.get(name) or name}
+        for number, name in enumerate(names, 1)
+    ]
 
 
 def find_images(

@@ -15,6 +15,7 @@ from slide_mm.new_config.coco import (
     find_images,
     is_made,
     mend,
+    number_categories,
     without_mask,
 )
 from slide_mm.new_config.folders import IMAGES, count_files, draw_validation, iter_files
@@ -161,7 +162,7 @@ def _to_coco(images: Sequence[AnnotatedImage], names: Sequence[str], root: Path)
             for number, image in enumerate(images, 1)
         ],
         "annotations": objects,
-        "categories": [{"id": number, "name": name} for number, name in enumerate(names, 1)],
+        "categories": number_categories(names),
     }
 
 

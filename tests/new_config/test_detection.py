@@ -187,7 +187,11 @@ def test_what_is_missing_is_filled_in(tmp_path):
 def test_splits_agree_on_classes(tmp_path):
     """By their names, whatever the files' ids and orders."""
     categories = {
-        "train": [{"id": 7, "name": "plum"}, {"id": 3, "name": "pear"}, {"id": 9, "name": "none"}],
+        "train": [
+            {"id": 7, "name": "plum", "supercategory": "stone fruit"},
+            {"id": 3, "name": "pear"},
+            {"id": 9, "name": "none"},
+        ],
         "val": [{"id": 3, "name": "pear"}, {"id": 1, "name": "plum"}, {"id": 2, "name": 5}],
     }
     for split, listed in categories.items():
@@ -206,7 +210,11 @@ def test_splits_agree_on_classes(tmp_path):
         objects = [item[0] for items in read(found.splits[name]).values() for item in items]
         assert objects == expected
         content = json.loads(found.splits[name].ann_file.read_text())
-        assert [x["name"] for x in content["categories"]] == ["plum", "pear", "5"]
+        assert [(x["name"], x["supercategory"]) for x in content["categories"]] == [
+            ("plum", "stone fruit" if name == "train" else "plum"),
+            ("pear", "pear"),
+            ("5", "5"),
+        ]
 
 
 def test_crowds_keep_their_run_lengths(tmp_path):
