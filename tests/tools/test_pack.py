@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import shutil
 import socket
 from functools import partial
@@ -255,6 +256,16 @@ class TestRefusals:
         line = refused("infer.py", segmentor[1], image)
         assert "there are no weights for config" in line
         assert "there are no weights for config" in refused("test.py", segmentor[1])
+
+
+@pytest.mark.parametrize("tool", ["test.py", "deployment/export.py"])
+def test_options_may_stand_before_the_checkpoint(tool, monkeypatch):
+    arguments = ["a.py", "--out", "b", "c.pth"]
+    for given, checkpoint in ((arguments, "c.pth"), (arguments[:-1], None)):
+        monkeypatch.setattr("sys.argv", [tool, *given])
+        args = runpy.run_path(str(ROOT / "tools" / tool))["parse_args"]()
+        args = args if isinstance(args, dict) else vars(args)
+        assert (args["config"], args["checkpoint"], args["out"]) == ("a.py", checkpoint, "b")
 
 
 def fail(*_):

@@ -19,7 +19,7 @@ from slide_mm.analysis.local_attention.receptive_field import check_receptive_fi
 from slide_mm.analysis.local_attention.report import render_html
 from slide_mm.analysis.local_attention.section import Section
 from slide_mm.checkpoints.writing import write_atomically
-from slide_mm.engine.config import load_config, require_keys
+from slide_mm.engine.config import load_config, packed_weights, require_keys
 from slide_mm.engine.outputs import check_device, make_folder
 from slide_mm.engine.preflight import check_model, silence_log
 from slide_mm.engine.reporting import ConfigError
@@ -43,9 +43,10 @@ def check_local_attention(
     """Measure and draw what local attention costs and does, in one report.
 
     Args:
-        config: Config of a detector or segmentor whose backbone slides.
+        config: Config of a detector or segmentor whose backbone slides, or a packed folder.
         out: Folder to write: ``report.html``, ``report.json`` and a PNG for each figure.
-        checkpoint: Weights of the config's model. Default: those it starts training from.
+        checkpoint: Weights of the config's model. Default: the folder's, or those that the config
+            starts training from.
         images: Image files. Default: a photograph of 2048 x 1024 made of scikit-learn's two.
         points: Where to look closely in each image, as fractions of its width and height.
             Default: where the image changes most.
@@ -64,6 +65,7 @@ def check_local_attention(
     """
     sizes = _check_sizes(sizes)
     place = check_device(device)
+    checkpoint = checkpoint or packed_weights(config)
     model, backbones = _load_models(config, checkpoint, against, place)
     photographs = read_photographs(images, points, model)
     out = make_folder(out)
