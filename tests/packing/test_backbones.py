@@ -17,11 +17,13 @@ def name_of(family):
 
 
 def save_classifier(family, path, **options):
+    """Save what projects/imagenet_pretrain leaves of a model with random weights."""
     torch.manual_seed(0)
     model = timm.create_model(name_of(family)[1], **options)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    torch.save({"state_dict": model.state_dict(), "optimizer": {"step": 1}}, path)
+    weights = {f"backbone.{name}": x for name, x in model.state_dict().items()}
+    torch.save({"state_dict": weights, "optimizer": {"step": 1}}, path)
     return model.eval()
 
 
