@@ -112,9 +112,10 @@ def _first_arch(family: Family) -> str:
 def _read_preprocessor(cfg: Config) -> dict[str, Any]:
     """Means and deviations of the images, from 0 to 1, as timm gives them."""
     preprocessor = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
-    if not preprocessor.get("mean"):
+    mean = preprocessor.get("mean")
+    if not mean:
         return {}
-    if not preprocessor.get("bgr_to_rgb"):
+    if len(mean) == 3 and not preprocessor.get("bgr_to_rgb"):
         raise ConfigError(
             f"data_preprocessor of {cfg.filename} leaves images as BGR, and timm knows RGB alone"
         )

@@ -49,13 +49,13 @@ def pack_model(
     check_license(license_name)
     cfg = find_config(checkpoint, config)
     require_keys(cfg, "packing", "model", "test_dataloader")
-    task = get_task(cfg)
+    task = {"mmdet": "detection", "mmseg": "segmentation"}[get_task(cfg)]
     cfg.resume = False
     model = check_model(cfg, pretrained=False)
     content = load_weights(cfg, model, checkpoint)
     text = clean_config(cfg)
     facts = {
-        "task": {"mmdet": "detection", "mmseg": "segmentation"}[task],
+        "task": task,
         **_describe(read_plain_config(text, CONFIG)),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_for": describe_training(content),
@@ -87,7 +87,7 @@ def find_config(checkpoint: str, config: str | None) -> Config:
     text = meta.get("cfg") if isinstance(meta, dict) else None
     if isinstance(text, str):
         try:
-            return read_plain_config(text, f"in {checkpoint}")
+            return read_plain_config(text, str(checkpoint))
         except ConfigError as error:
             raise ConfigError(f"{error}; give the config with --config") from error
     beside = sorted(Path(checkpoint).absolute().parent.glob("*.py"))

@@ -84,5 +84,9 @@ def test_unknown_names(tmp_path):
         pack_backbone("a.pth", tmp_path / "out", arch="slide-swin")
     with pytest.raises(ConfigError, match="is ResNet, none of ours"):
         pack_backbone("a.pth", tmp_path / "out", str(tmp_path / "config.py"))
+    text = "model = dict(backbone=dict(type='SlideSwin'), data_preprocessor=dict(mean=[1, 2, 3]))"
+    (tmp_path / "config.py").write_text(text)
+    with pytest.raises(ConfigError, match="leaves images as BGR"):
+        pack_backbone("a.pth", tmp_path / "out", str(tmp_path / "config.py"))
     with pytest.raises(ConfigError, match="--license is 'a b'"):
         pack_backbone("a.pth", tmp_path / "out", license_name="a b")
