@@ -77,13 +77,12 @@ def _read_description(root: Path) -> tuple[Mapping[int, str], bool, dict[Path, s
     """Class names, whether objects have keypoints, and the images' splits as YAML files say."""
     contents = {path: read_yaml(path) for path in iter_files(root, {".yaml", ".yml"})}
     contents = {path: x for path, x in contents.items() if {"names", "nc"} & x.keys()}
-    splits: dict[Path, set[str]] = {}
+    splits: dict[Path, str | None] = {}
     for path, content in contents.items():
-        for split in ("train", "val", "test"):
-            for image in _images_of(content.get(split), content.get("path"), path.parent):
-                splits.setdefault(image, set()).add(split)
-    by_image = {image: found.pop() for image, found in splits.items() if len(found) == 1}
-    return read_names(root), any("kpt_shape" in x for x in contents.values()), by_image
+        for split in ("train", "val", "test"):  # A folder of the latter may lie in one to train on.
+            images = _images_of(content.get(split), content.get("path"), path.parent)
+            splits |= dict.fromkeys(images, split)
+    return read_names(root), any("kpt_shape" in x for x in contents.values()), splits
 
 
 def _images_of(entries: Any, base: Any, folder: Path) -> list[Path]:

@@ -395,13 +395,12 @@ def test_voc_images_are_those_nearest_to_their_annotations(tmp_path):
 
 def test_voc_splits_of_the_images_folders(tmp_path):
     for split in ("train", "val"):
-        draw(tmp_path / "images" / split / f"{split}.png")
-        voc(tmp_path / "Annotations" / f"{split}.xml", f"{split}.png")
+        for number in range(3):
+            draw(tmp_path / "images" / split / f"{split}{number}.png")
+            voc(tmp_path / "Annotations" / f"{split}{number}.xml", f"{split}{number}.png")
     found = find_detection(tmp_path, seed=0)
-    assert {name: list(read(x)) for name, x in found.splits.items()} == {
-        "train": ["train.png"],
-        "val": ["val.png"],
-    }
+    for name, split in found.splits.items():
+        assert sorted(read(split)) == [f"{name}{number}.png" for number in range(3)]
 
 
 def test_voc_lists_and_difficult_objects(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from slide_mm.analysis import read_scalars
 from slide_mm.datasets import make_demo_scenes
 from slide_mm.engine import ConfigError, inspect_data
 from slide_mm.engine.config import load_config
@@ -13,6 +14,7 @@ from slide_mm.new_config import write_config
 from slide_mm.new_config.detection import READERS
 from slide_mm.new_config.writing import changes_of, render
 from tests.new_config import layouts
+from tests.new_config.shapes import make_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTOR, SEGMENTOR = "mask-rcnn_slide-pvtv2-b0", "slide-pvtv2-b0_fpn"
@@ -161,19 +163,25 @@ def test_changes_merge_to_the_other_config(tmp_path):
     assert max(map(len, code.splitlines())) <= 100
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [*layouts.DETECTION, *layouts.SEGMENTATION])
-def test_commands_run_without_an_edit(kind, scenes, tmp_path, monkeypatch, capsys):
-    root = make(kind, scenes, tmp_path)
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs a tool in the folder of the test; it must not end with an error."""
     monkeypatch.chdir(tmp_path)
-    base = NARROW if kind in layouts.DETECTION else SEGMENTOR
 
-    def run(tool, *arguments):
+    def run_tool(tool, *arguments):
         monkeypatch.setattr(sys, "argv", [tool, *arguments])
         with contextlib.suppress(SystemExit):
             runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
         assert "error:" not in capsys.readouterr().err
 
+    return run_tool
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*layouts.DETECTION, *layouts.SEGMENTATION])
+def test_commands_run_without_an_edit(kind, scenes, tmp_path, run):
+    root = make(kind, scenes, tmp_path)
+    base = NARROW if kind in layouts.DETECTION else SEGMENTOR
     options = ("--image-size", "64", "--epochs", "1", "--batch-size", "6")
     run("misc/new_config.py", base, "--data", str(root), "--out", "mine.py", *options)
     run("train.py", "mine.py", "--work-dir", "out")
@@ -182,3 +190,11 @@ def test_commands_run_without_an_edit(kind, scenes, tmp_path, monkeypatch, capsy
     image = next(path for path in root.rglob("*.jpg"))
     run("infer.py", "mine.py", str(checkpoint), str(image), "--out", "drawn")
     assert list(Path("drawn").rglob("*.*"))
+
+
+@pytest.mark.slow
+def test_three_hundred_images_and_ten_minutes_are_enough(tmp_path, run):
+    make_shapes(tmp_path / "data", 300)
+    run("misc/new_config.py", NARROW, "--data", "data", "--out", "mine.py")
+    run("train.py", "mine.py", "--work-dir", "out")
+    assert read_scalars("out")["coco/bbox_mAP_50"][-1][1] >= 0.8
