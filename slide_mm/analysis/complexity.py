@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
+from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +22,7 @@ aten = torch.ops.aten
 NUM_BOX_ROIS, NUM_MASK_ROIS = 1000, 100
 # Those that detectors and segmentors are usually counted for, in the paper too.
 _IMAGE_SIZES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}
+_READS_SIZES = "MultiScaleDeformableAttention"
 
 
 class Complexity(NamedTuple):
@@ -78,14 +80,19 @@ def counting_flops() -> Iterator[Callable[[], int]]:
         yield lambda: counter.get_total_flops() // 2
 
 
-def build_on_meta(cfg: Config) -> nn.Module:
+def build_to_count(cfg: Config) -> nn.Module:
     """Build a config's model without memory, or time to initialise it.
+
+    Deformable attention reads the sizes of maps from tensors: models with it are built in memory.
 
     Raises:
         ConfigError: If it cannot be built.
     """
     with torch.device("meta"):
+        model = check_model(cfg, pretrained=False)
+    if any(type(module).__name__ == _READS_SIZES for module in model.modules()):
         return check_model(cfg, pretrained=False)
+    return model
 
 
 def get_flops(
@@ -109,7 +116,7 @@ def get_flops(
     image_size = image_size or _IMAGE_SIZES[get_task(cfg)]
     if min(image_size) < 1:
         raise ConfigError(f"--shape is {image_size[0]} {image_size[1]}: give two positive numbers")
-    model = build_on_meta(cfg)
+    model = build_to_count(cfg)
     try:
         return image_size, count_complexity(model, image_size, image_channels(model))
     except Exception as error:  # Foreign models may need data, or operators for real tensors alone.
@@ -122,7 +129,7 @@ def get_flops(
 def count_complexity(
     model: nn.Module, image_size: tuple[int, int], channels: int = 3
 ) -> Complexity:
-    """Count a detector or a segmentor of MMDetection or MMSegmentation, on the device ``meta``.
+    """Count a detector or a segmentor of MMDetection or MMSegmentation, on the device it is on.
 
     What runs at inference is counted: of detectors the heads too, without the selection of boxes,
     and with 1000 regions for the box heads and 100 for the mask heads, as MMDetection 2 did it and
@@ -130,19 +137,24 @@ def count_complexity(
     parameters count nonetheless.
 
     Args:
-        model: The model.
+        model: The model, see :func:`build_to_count`.
         image_size: Height and width of the image, in pixels.
         channels: Channels of the image.
     """
-    model.eval()
-    image = torch.empty(1, channels, *image_size, device="meta")
+    model.eval().requires_grad_(False)  # The counter trips over views of what learns.
+    image = torch.zeros(1, channels, *image_size, device=next(model.parameters()).device)
     flops = count_flops(lambda: _run(model, image))
     return Complexity(flops, sum(parameter.numel() for parameter in model.parameters()))
 
 
 def _run(model: nn.Module, image: torch.Tensor) -> None:
+    size = image.shape[-2:]
+    samples = [BaseDataElement(metainfo={"img_shape": size, "batch_input_shape": size})]
+    if hasattr(getattr(model, "decode_head", None), "pixel_decoder"):
+        model.decode_head(model.extract_feat(image), samples)  # MMSegmentation forgets the samples.
+        return
     if getattr(model, "roi_head", None) is None:
-        model(image, mode="tensor")
+        model(image, samples, mode="tensor")
         return
     features = model.extract_feat(image)
     model.rpn_head(features)

@@ -8,7 +8,7 @@ import yaml
 
 from slide_mm.analysis.tables import Row
 
-_DATASETS = {"coco": "COCO 2017", "ade20k": "ADE20K"}
+_DATASETS = {"coco": "COCO 2017", "ade20k": "ADE20K", "cityscapes": "Cityscapes"}
 
 
 def fill_in_metafile(text: str, table_rows: Sequence[tuple[str, Row]]) -> str:
@@ -46,7 +46,7 @@ def _describe(table: str, row: Row, collection: str) -> dict[str, Any]:
     training = (
         {"Epochs": int(length)}
         if unit == "epochs"
-        else {"Iterations": 1000 * int(length.removesuffix("k"))}
+        else {"Iterations": round(1000 * float(length.removesuffix("k")))}
     )
     return {
         "Name": Path(row.config).stem,

@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 
 from slide_mm.analysis.complexity import (
     Complexity,
-    build_on_meta,
+    build_to_count,
     count_complexity,
     count_flops,
 )
@@ -37,8 +37,9 @@ class Table(NamedTuple):
 
 
 TABLES = {
-    "coco": Table("slide_*/*_coco.py", (800, 1280), {"box_ap": "box AP", "mask_ap": "mask AP"}, 1),
+    "coco": Table("slide_*/*_coco*.py", (800, 1280), {"box_ap": "box AP", "mask_ap": "mask AP"}, 1),
     "ade20k": Table("slide_*/*_ade20k-512x512.py", (512, 2048), {"miou": "mIoU"}, 1),
+    "cityscapes": Table("slide_*/*_cityscapes-*.py", (1024, 2048), {"miou": "mIoU"}, 1),
     # No configs: nothing here trains classifiers.
     "imagenet": Table("", (224, 224), {"top1": "top-1"}, 2),
 }
@@ -109,9 +110,9 @@ def count_row(table: str, config: str, configs: Path) -> Row:
     if table == "imagenet":
         ours = count_classifier(cfg.model.backbone, size)
     else:
-        ours = count_complexity(build_on_meta(cfg), size)
+        ours = count_complexity(build_to_count(cfg), size)
     epochs = cfg.train_cfg.get("max_epochs")
-    schedule = f"{epochs} epochs" if epochs else f"{cfg.train_cfg.max_iters // 1000}k iterations"
+    schedule = f"{epochs} epochs" if epochs else f"{cfg.train_cfg.max_iters / 1000:g}k iterations"
     return Row(config, paper.get("name", Path(config).stem), schedule, ours, paper)
 
 

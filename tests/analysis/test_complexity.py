@@ -9,10 +9,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from slide_mm.analysis import count_complexity, count_flops
-from slide_mm.analysis.complexity import build_on_meta
+from slide_mm.analysis.complexity import build_to_count
 from slide_mm.layers import ShiftedWindowAttention, SlideAttention, SpatialReductionAttention
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+MASK2FORMER = "slide_swin/mask2former_slide-swin-t_8xb2-160k_ade20k-512x512.py"
 PYRAMID = [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
 
 
@@ -47,6 +48,27 @@ def test_window_attention_by_hand():
     assert count_flops(lambda: layer(x)) == linear + 2 * padded * window * channels
 
 
+def test_deformable_attention_by_hand():
+    """It cannot do without values, so models with it are built in memory."""
+    from mmcv.ops import MultiScaleDeformableAttention
+
+    channels, sizes, points = 16, torch.tensor([[4, 6], [2, 3]]), 3
+    layer = MultiScaleDeformableAttention(
+        channels, num_heads=2, num_levels=2, num_points=points, batch_first=True
+    ).eval()
+    tokens = 4 * 6 + 2 * 3
+    x = torch.randn(1, tokens, channels)
+    places = torch.rand(1, tokens, 2, 2)
+    starts = torch.tensor([0, 24])
+    samples = 2 * 2 * points  # Of each token: heads, levels, points.
+    linear = tokens * (2 * channels**2 + channels * samples * (2 + 1))
+    sampling = 4 * tokens * samples * channels // 2
+    call = {"reference_points": places, "spatial_shapes": sizes, "level_start_index": starts}
+    assert count_flops(lambda: layer(x, **call)) == linear + sampling
+    cfg = Config.fromfile(CONFIGS / MASK2FORMER)
+    assert not next(build_to_count(cfg).parameters()).is_meta
+
+
 def count_sdpa(inputs, outputs):
     query, key, value = (get_shape(tensor) for tensor in inputs[:3])
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
@@ -70,7 +92,7 @@ def test_counts_are_those_of_mmengines_tracing(config):
     analysis.set_op_handle("aten::scaled_dot_product_attention", count_sdpa)
     for name in ("aten::upsample_nearest2d", "aten::adaptive_avg_pool2d"):
         analysis.set_op_handle(name, lambda inputs, outputs: 0)
-    flops, params = count_complexity(build_on_meta(cfg), (64, 96))
+    flops, params = count_complexity(build_to_count(cfg), (64, 96))
     assert flops == analysis.total()
     assert params == sum(parameter.numel() for parameter in traced.parameters())
 
@@ -104,7 +126,7 @@ def count_mask_head():
 )
 def test_heads_of_detectors_by_hand(config, by_hand):
     cfg = Config.fromfile(CONFIGS / config)
-    model = build_on_meta(cfg).eval()
+    model = build_to_count(cfg).eval()
     image = torch.empty(1, 3, 64, 96, device="meta")
     features = count_flops(lambda: model.extract_feat(image))
     assert count_complexity(model, (64, 96)).flops - features == by_hand + count_rpn()

@@ -9,10 +9,10 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.structures import PixelData
 
 from slide_mm.engine import ConfigError, load_config, train
 from tests.configs.small import is_small
+from tests.configs.steps import make_batch, train_one_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.py"))
@@ -36,42 +36,17 @@ def mark_all_but_one_a_recipe_as_slow(paths):
     return marked
 
 
-def detection_batch():
-    from mmdet.testing import demo_mm_inputs
-
-    return demo_mm_inputs(2, [[3, 64, 96]] * 2, num_classes=10, with_mask=True)
-
-
-def segmentation_batch():
-    from mmseg.structures import SegDataSample
-
-    torch.manual_seed(0)
-    samples = []
-    for _ in range(2):
-        sample = SegDataSample(metainfo={"img_shape": (64, 96)})
-        sample.gt_sem_seg = PixelData(data=torch.randint(0, 10, (1, 64, 96)))
-        samples.append(sample)
-    return {"inputs": [torch.randint(0, 255, (3, 64, 96))] * 2, "data_samples": samples}
-
-
 @pytest.mark.parametrize("path", mark_all_but_one_a_recipe_as_slow(LEAVES))
 def test_model_builds_and_learns_from_a_step(path):
     config = Config.fromfile(path)
+    config.model.backbone.drop_path_rate = 0.0  # It may drop a block for the whole batch.
+    batch = make_batch(config)
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        if config.default_scope == "mmdet":
-            batch = detection_batch()
-            if "rpn_proposal" in config.model.train_cfg:
-                config.model.train_cfg.rpn_proposal.max_per_img = 32  # Heads cost more than images.
-        else:
-            batch = segmentation_batch()
-            config.model.data_preprocessor.size = (64, 96)
-        config.model.backbone.drop_path_rate = 0.0  # It may drop a block for the whole batch.
         model = revert_sync_batchnorm(MODELS.build(config.model)).train()
+        model.init_weights()
         optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
-        before = {name: p.detach().clone() for name, p in model.backbone.named_parameters()}
-        losses = model.train_step(batch, optim_wrapper)
+        losses, same = train_one_step(model, batch, optim_wrapper)
     assert torch.isfinite(losses["loss"])
-    same = [name for name, p in model.backbone.named_parameters() if p.equal(before[name])]
     assert not same
 
 

@@ -1,0 +1,14 @@
+# MMDetection's DINO of four scales: 12 epochs at a batch of 16, the backbone at a tenth of the
+# learning rate.
+_base_ = [
+    "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py",
+    "../datasets/coco_tta.py",
+    "../no_decay.py",
+    "../slide_mm.py",
+]
+model = dict(backbone=dict(_delete_=True, out_indices=(1, 2, 3), drop_path_rate=0.2))
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys={key: dict(lr_mult=0.1, **rule) for key, rule in _base_.no_decay.items()}
+    )
+)

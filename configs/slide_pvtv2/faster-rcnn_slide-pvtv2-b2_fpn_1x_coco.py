@@ -1,0 +1,4 @@
+_base_ = "../_base_/recipes/faster-rcnn_fpn_1x_coco.py"
+model = dict(
+    backbone=dict(type="SlidePVTv2", arch="b2"), neck=dict(in_channels=[64, 128, 320, 512])
+)

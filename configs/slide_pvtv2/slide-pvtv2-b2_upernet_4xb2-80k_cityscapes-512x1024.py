@@ -1,0 +1,6 @@
+_base_ = "../_base_/recipes/upernet_4xb2-80k_cityscapes-512x1024.py"
+model = dict(
+    backbone=dict(type="SlidePVTv2", arch="b2"),
+    decode_head=dict(in_channels=[64, 128, 320, 512]),
+    auxiliary_head=dict(in_channels=320),
+)

@@ -1,0 +1,5 @@
+_base_ = [
+    "../_base_/recipes/deformable-detr_16xb2-50e_coco.py",
+    "../_base_/backbones/slide_swin.py",
+]
+model = dict(backbone=_base_.backbone, neck=dict(in_channels=_base_.embed_dims[1:]))
