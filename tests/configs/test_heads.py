@@ -15,7 +15,7 @@ from slide_mm.models import FAMILIES
 from tests.configs.steps import make_batch, train_one_step
 from tests.models.archs import narrow
 
-ARCH = narrow(FAMILIES["slide-pvtv2"])
+ARCH = narrow(FAMILIES["slide-swin"])
 C1, C2, C3, C4 = ARCH["embed_dims"]
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -105,7 +105,7 @@ def read_config(library, name):
 
 
 def plug_in(cfg, changes):
-    backbone = dict(type="SlidePVTv2", arch=ARCH, drop_path_rate=0.0)
+    backbone = dict(type="SlideSwin", arch=ARCH, drop_path_rate=0.0)
     cfg.model.backbone = backbone
     if cfg.default_scope == "mmseg":
         cfg.model.pretrained = None
