@@ -90,7 +90,9 @@ def fit_schedule(
     if "dynamic_intervals" in cfg.train_cfg:
         cfg.train_cfg.dynamic_intervals = None
     cfg.default_hooks.checkpoint.setdefault("save_best", "auto")
-    _fit_schedulers(cfg.param_scheduler, epochs, epochs * per_epoch, after / before)
+    schedulers = cfg.param_scheduler  # A single one may stand without a list.
+    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
+    _fit_schedulers(schedulers, epochs, epochs * per_epoch, after / before)
     for _, hook in iter_nodes(cfg.get("custom_hooks")):
         if "switch_epoch" in hook:
             hook["switch_epoch"] = round(hook["switch_epoch"] * after / before)

@@ -84,6 +84,15 @@ def test_schedules_by_iterations():
     assert (warm_up.end, decay.begin, decay.end) == (100, 100, 1000)
 
 
+def test_a_single_scheduler_without_a_list():
+    """As in MMDetection's Mask2Former."""
+    scheduler = dict(type="MultiStepLR", end=12, by_epoch=True, milestones=[8, 11])
+    cfg = make(param_scheduler=scheduler)
+    fit_schedule(cfg, 100, 1, 24)
+    assert cfg.param_scheduler.end == 24
+    assert cfg.param_scheduler.milestones == [16, 22]
+
+
 def test_a_long_training_keeps_its_warm_up():
     cfg = make(schedulers=[dict(type="LinearLR", by_epoch=True, begin=0, end=2)])
     fit_schedule(cfg, 20_000, 1, 40)
