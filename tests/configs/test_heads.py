@@ -95,7 +95,7 @@ HEADS = [
     *(("mmdet", name, changes) for name, changes in DETECTORS.items()),
     *(("mmseg", name, changes) for name, changes in SEGMENTORS.items()),
 ]
-QUICK = {"retinanet", "mask_rcnn", "fcn", "segformer"}
+QUICK = {"retinanet", "fcn", "segformer"}
 
 
 def read_config(library, name):
