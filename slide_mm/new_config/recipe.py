@@ -85,7 +85,7 @@ def fit_schedule(
     length = "max_epochs" if by_epoch else "max_iters"
     before, after = cfg.train_cfg[length], epochs if by_epoch else epochs * per_epoch
     cfg.train_cfg[length] = after
-    interval = max(1, after // _NUM_VALIDATIONS)
+    interval = max(1 if by_epoch else per_epoch, after // _NUM_VALIDATIONS)
     cfg.train_cfg.val_interval = cfg.default_hooks.checkpoint.interval = interval
     if "dynamic_intervals" in cfg.train_cfg:
         cfg.train_cfg.dynamic_intervals = None

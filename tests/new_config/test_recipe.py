@@ -46,7 +46,7 @@ def test_epochs_are_enough_for_thousands_of_iterations(num_images, max_epochs, e
 def test_a_training_by_iterations_is_never_longer_than_its_own():
     cfg = make(train_cfg=dict(max_iters=1000, val_interval=100))
     assert fit_schedule(cfg, 400, 1, None) == (5, 1000)
-    assert cfg.train_cfg == dict(max_iters=1000, val_interval=83)
+    assert cfg.train_cfg == dict(max_iters=1000, val_interval=200)
 
 
 def test_schedules_by_epochs():
@@ -82,6 +82,9 @@ def test_schedules_by_iterations():
     fit_schedule(cfg, 100, 1, 20)
     warm_up, decay = cfg.param_scheduler
     assert (warm_up.end, decay.begin, decay.end) == (100, 100, 1000)
+    assert cfg.train_cfg.val_interval == 83
+    fit_schedule(cfg, 100, 1, 6)
+    assert cfg.train_cfg.val_interval == 50  # No more often than once an epoch.
 
 
 def test_a_single_scheduler_without_a_list():
