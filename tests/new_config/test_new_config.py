@@ -193,7 +193,7 @@ def test_commands_run_without_an_edit(kind, scenes, tmp_path, run):
 
 
 @pytest.mark.slow
-def test_three_hundred_images_and_ten_minutes_are_enough(tmp_path, run):
+def test_three_hundred_images_are_enough(tmp_path, run):
     make_shapes(tmp_path / "data", 300)
     run("misc/new_config.py", NARROW, "--data", "data", "--out", "mine.py")
     run("train.py", "mine.py", "--work-dir", "out")
