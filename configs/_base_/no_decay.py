@@ -12,3 +12,5 @@ no_decay = {
         *(f"backbone.stages.{stage}.norm" for stage in range(4)),
     )
 }
+# The same where the backbone learns at a tenth of the rate.
+slow_no_decay = {key: dict(lr_mult=0.1, **rule) for key, rule in no_decay.items()}

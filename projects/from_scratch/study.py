@@ -1,6 +1,5 @@
 """Train detectors from scratch on a folder of images, several seeds each, and compare them."""
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from mmengine.config import Config
 
 from slide_mm.analysis import read_scalars
+from slide_mm.engine.command_line import make_parser
 from slide_mm.engine.markdown import format_table
 
 EXAMPLE = """example, from the root of the repository:
@@ -65,9 +65,7 @@ VARIANTS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("data", type=Path, help="folder that tools/misc/new_config.py takes")
     parser.add_argument("--out", type=Path, required=True, help="folder for configs and trainings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

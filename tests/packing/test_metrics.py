@@ -52,8 +52,8 @@ def test_log_of_the_run_that_wrote_the_checkpoint(run):
         content_of(3, 6, running=2),  # Not validated.
         content_of(2, 5, running=2),  # Trained on, after the validation.
         content_of(2, 4, running=1, experiment_name="another_20260101_000000"),
-        content_of(2, 5, running=2, best="/work/best_coco_bbox_mAP_epoch_2.pth"),
-        content_of(3, 6, running=2, best="/work/best_coco_bbox_mAP_epoch_2.pth"),
+        content_of(2, 5, running=2, best="runs/best_coco_bbox_mAP_epoch_2.pth"),
+        content_of(3, 6, running=2, best="runs/best_coco_bbox_mAP_epoch_2.pth"),
         {"meta": {}},
         {"meta": {"epoch": "2", "iter": None}, "message_hub": {"runtime_info": None}},
     ],
@@ -63,8 +63,8 @@ def test_none_of_another_iteration(run, content):
 
 
 def test_checkpoint_saved_after_its_validation_has_its_own(run):
-    by_epoch = content_of(2, 4, running=1, best="/work/best_coco_bbox_mAP_epoch_2.pth")
-    by_iteration = content_of(0, 4, running=0, best="/work/best_mIoU_iter_4.pth")
+    by_epoch = content_of(2, 4, running=1, best="runs/best_coco_bbox_mAP_epoch_2.pth")
+    by_iteration = content_of(0, 4, running=0, best="runs/best_mIoU_iter_4.pth")
     for content in (by_epoch, by_iteration):
         assert find_metrics(run, content, BY_EPOCH) == {"coco/bbox_mAP": 0.7}
 

@@ -1,4 +1,5 @@
 # Cityscapes, 19 classes: crops of 512 x 1024 for training, whole images for testing.
+_base_ = "./label_maps.py"
 crop_size = (512, 1024)
 scale = (2048, 1024)
 
@@ -18,7 +19,6 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-tta_model = dict(type="SegTTAModel")
 tta_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(
@@ -39,9 +39,6 @@ tta_pipeline = [
 ]
 
 train_dataloader = dict(
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="CityscapesDataset",
         data_root="data/cityscapes",
@@ -50,10 +47,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CityscapesDataset",
         data_root="data/cityscapes",
@@ -62,5 +55,3 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
-test_evaluator = val_evaluator

@@ -7,8 +7,4 @@ _base_ = [
     "../slide_mm.py",
 ]
 model = dict(backbone=dict(_delete_=True, out_indices=(1, 2, 3), drop_path_rate=0.2))
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        custom_keys={key: dict(lr_mult=0.1, **rule) for key, rule in _base_.no_decay.items()}
-    )
-)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.slow_no_decay))
