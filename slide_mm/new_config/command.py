@@ -94,8 +94,9 @@ def _find_base(base: str, configs: Path) -> Path:
     """A config file, by its path or by the beginning of its name; the shortest name counts."""
     if Path(base).is_file():
         return Path(base)
-    found = configs.rglob(f"{base.removesuffix('.py')}*.py")
-    found = sorted((x for x in found if x.parent.name != "demo"), key=lambda x: len(x.name))
+    name = base.removesuffix(".py")
+    ours = (x for x in configs.glob("slide_*/*.py") if name and x.name.startswith(name))
+    found = sorted(ours, key=lambda x: len(x.name))
     if not found:
         raise ConfigError(
             f"there is no config {base}: give a file, or the beginning of the name of one in "

@@ -9,16 +9,21 @@ _INDENT = "    "
 
 
 def changes_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be merged into a config to get another one. Lists are replaced as a whole.
+    """What must be merged into a config to get another one.
+
+    Lists are replaced as a whole, and dicts that lack a key.
 
     Args:
         before: The config.
-        after: The other one, which lacks none of its keys.
+        after: The other one, which has all of its keys at the top.
     """
     changes = {}
     for key, value in after.items():
         old = before.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
+            if old.keys() - value.keys():
+                changes[key] = {"_delete_": True, **value}
+                continue
             inner = changes_of(old, value)
             if inner:
                 changes[key] = inner

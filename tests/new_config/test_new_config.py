@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from slide_mm.analysis import read_scalars
 from slide_mm.datasets import make_demo_scenes
@@ -18,6 +19,13 @@ from tests.new_config.shapes import make_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTOR, SEGMENTOR = "mask-rcnn_slide-pvtv2-b0", "slide-pvtv2-b0_fpn"
+OTHER_HEADS = (
+    "atss_slide-swin-t",
+    "deformable-detr_slide-swin-t",
+    "dino-4scale_slide-swin-t",
+    "mask2former_slide-swin-t_8xb2-lsj-50e_coco",
+    "rtmdet_l_slide-swin-t",
+)
 # Narrow, for tests that train.
 NARROW = str(ROOT / "configs/demo/mask-rcnn_slide-pvtv2-b0_fpn_demo.py")
 NUM_IMAGES = 24
@@ -130,12 +138,21 @@ def test_again_gives_the_same(scenes, tmp_path):
     assert {path: path.read_bytes() for path in files} != files
 
 
+@pytest.mark.parametrize("base", OTHER_HEADS)
+def test_configs_of_other_heads_fit_a_folder(base, scenes, tmp_path):
+    cfg, _ = write(base, make("COCO", scenes, tmp_path))
+    reports = list(inspect_data(cfg.filename, num_workers=1))
+    assert [line for report in reports for line in report.problems] == []
+
+
 @pytest.mark.parametrize(
     ("base", "message"),
     [
         (DETECTOR, r"has no annotations: looked for \.json files"),
         (SEGMENTOR, "has no images with label maps: .* found nothing"),
         ("mask-rcnn_nobody", "there is no config mask-rcnn_nobody"),
+        ("/nowhere/mine.py", r"there is no config /nowhere/mine\.py"),
+        ("coco_instance", "there is no config coco_instance"),
     ],
 )
 def test_wrong_folders_and_bases_leave_no_config(base, message, tmp_path):
@@ -154,9 +171,17 @@ def test_a_config_does_not_inherit_itself(tmp_path):
 
 
 def test_changes_merge_to_the_other_config(tmp_path):
-    before = {"a": {"b": 1, "c": [1, {"d": 2}]}, "e": "x", "f": (1,)}
-    after = {"a": {"b": 1, "c": [1, {"d": 3}]}, "e": "y", "f": (1,), "g": None}
-    assert changes_of(before, after) == {"a": {"c": [1, {"d": 3}]}, "e": "y", "g": None}
+    before = {"a": {"b": 1, "c": [1, {"d": 2}], "h": {"i": 1, "j": 2}}, "e": "x", "f": (1,)}
+    after = {"a": {"b": 1, "c": [1, {"d": 3}], "h": {"j": 2}}, "e": "y", "f": (1,), "g": None}
+    changes = changes_of(before, after)
+    assert changes == {
+        "a": {"c": [1, {"d": 3}], "h": {"_delete_": True, "j": 2}},
+        "e": "y",
+        "g": None,
+    }
+    merged = Config(before)
+    merged.merge_from_dict(changes, allow_list_keys=False)
+    assert merged.to_dict() == after
     value = {"long": ["x" * 40] * 9, "tuple": ("a",), "number": 1e-5, "quote": "a\"b'c"}
     code = render({**value, "again": value}, used=8)
     assert eval(code) == {**value, "again": value}
