@@ -43,6 +43,9 @@ VARIANTS = {
     "kernels start at zero": Variant(
         "pvtv2-b0", ["model.backbone.init_cfg.type=ZeroDeformedKernels"]
     ),
+    "Slide-Swin-T, kernels start at zero": Variant(
+        "swin-t", ["model.backbone.init_cfg.type=ZeroDeformedKernels"]
+    ),
     "MLPs start as convolutions": Variant(
         "pvtv2-b0", ["model.backbone.init_cfg.type=ConvolutionalMlps"]
     ),

@@ -15,6 +15,8 @@ _MAX_EPOCHS = 100
 _NUM_VALIDATIONS = 12
 # The share of a training that warms up at most.
 _WARM_UP = 0.1
+# The least that DINO's crops have on four maps, for its 900 queries.
+_PIXELS_PER_QUERY = 3
 _WITHOUT_MASKS = {"MaskRCNN": "FasterRCNN", "CascadeRCNN": "CascadeRCNN"}
 _SIZES = {"scale", "scales", "crop_size", "img_scale", "size", "random_size_range", "stride"}
 
@@ -157,3 +159,18 @@ def scale_images(cfg: Config, side: int) -> None:
         for key in node.keys() & _SIZES:
             if node[key]:
                 node[key] = scale(node[key])
+    _fit_queries(cfg.model, (side / old) ** 2)
+
+
+def _fit_queries(model: ConfigDict, ratio: float) -> None:
+    """Take no more queries than small maps have pixels, if queries are chosen among those.
+
+    Args:
+        model: Of the config; DINO and its kin are meant.
+        ratio: Of the maps' pixels to those before.
+    """
+    if model.get("as_two_stage"):
+        most = max(1, int(_PIXELS_PER_QUERY * model.num_queries * ratio))
+        model.num_queries = min(model.num_queries, most)
+        if "max_per_img" in (model.get("test_cfg") or {}):
+            model.test_cfg.max_per_img = min(model.test_cfg.max_per_img, model.num_queries)

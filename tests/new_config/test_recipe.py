@@ -180,3 +180,19 @@ def test_sizes_without_a_measure():
     cfg = make(val_dataloader=dict(dataset=dict(pipeline=[])))
     with pytest.raises(ConfigError, match="--image-size needs a Resize"):
         scale_images(cfg, 100)
+
+
+@pytest.mark.parametrize(
+    ("side", "as_two_stage", "queries", "detections"),
+    [(800, True, 900, 300), (480, True, 900, 300), (256, True, 276, 276), (256, False, 900, 300)],
+)
+def test_small_maps_have_as_many_pixels_as_there_are_queries(
+    side, as_two_stage, queries, detections
+):
+    resize = dict(type="Resize", scale=(1333, 800))
+    cfg = make(
+        model=dict(num_queries=900, as_two_stage=as_two_stage, test_cfg=dict(max_per_img=300)),
+        **{f"{x}_dataloader": dict(dataset=dict(pipeline=[resize])) for x in ("val", "test")},
+    )
+    scale_images(cfg, side)
+    assert (cfg.model.num_queries, cfg.model.test_cfg.max_per_img) == (queries, detections)
