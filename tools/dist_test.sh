@@ -2,8 +2,13 @@
 # Test with several processes: one a GPU, or any number on the CPU.
 set -euo pipefail
 
+# A folder of pack.py stands for config and checkpoint.
+if [[ $# -ge 2 && -d $1 && $2 =~ ^[0-9]+$ ]]; then
+    set -- "$1" "$@"
+fi
 if [[ $# -lt 3 ]]; then
     echo "usage: $0 CONFIG CHECKPOINT NPROC [options of tools/test.py]" >&2
+    echo "       $0 FOLDER NPROC [options of tools/test.py], with a folder of pack.py" >&2
     echo "several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each" >&2
     exit 2
 fi

@@ -3,6 +3,7 @@ import os
 import runpy
 import shutil
 import socket
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -270,3 +271,15 @@ def test_options_may_stand_before_the_checkpoint(tool, monkeypatch):
 
 def fail(*_):
     raise OSError(28, "full")
+
+
+def test_a_folder_stands_for_config_and_checkpoint_in_several_processes(tmp_path):
+    def command(*arguments):
+        script = ["bash", ROOT / "tools/dist_test.sh", *map(str, arguments), "--tta"]
+        environment = {**os.environ, "PYTHON": "echo"}
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert "--nproc_per_node=2" in command(tmp_path, 2)
+    assert f"test.py {tmp_path} {tmp_path} --launcher pytorch --tta" in command(tmp_path, 2)
+    assert command(tmp_path, 2) == command(tmp_path, tmp_path, 2)
