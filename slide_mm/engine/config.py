@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.utils import import_modules_from_strings
 
 from slide_mm.engine.plain_config import read_packed_config
 from slide_mm.engine.reporting import ConfigError, log_once
@@ -35,6 +36,8 @@ def load_config(
     cfg = read_packed_config(path) if path.is_dir() else _read_file(path)
     try:
         cfg.merge_from_dict(dict(cfg_options or {}))
+        # MMEngine imports what the file names; options may name more.
+        import_modules_from_strings(**(cfg.get("custom_imports") or {"imports": []}))
     except Exception as error:  # It walks through what may be no dict or list, by any name.
         raise ConfigError(f"--cfg-options does not fit config {path}: {error}") from error
     cfg.launcher = launcher

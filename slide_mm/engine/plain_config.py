@@ -46,7 +46,7 @@ def read_plain_config(text: str, origin: str) -> Config:
     """
     try:
         cfg = Config(read_values(text), text, origin)
-        import_modules_from_strings(**cfg.get("custom_imports", {}))
+        import_modules_from_strings(**(cfg.get("custom_imports") or {"imports": []}))
     except Exception as error:  # Of modules, too.
         raise ConfigError(
             f"config {origin} cannot be read: {type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ import torch
 from mmengine.registry import MODELS
 
 from projects.from_scratch import study
+from slide_mm.datasets import make_demo_scenes
 from slide_mm.layers import DepthwiseConvMlp, SlideAttention
 from slide_mm.models import FAMILIES
 from tests.models.archs import narrow
@@ -73,3 +74,13 @@ def test_summary_is_of_what_came_to_its_end(tmp_path):
 
 def test_variants_have_folders_of_their_own(tmp_path):
     assert len({study.run_dir(name, 0, tmp_path) for name in study.VARIANTS}) == len(study.VARIANTS)
+
+
+@pytest.mark.slow
+def test_a_variant_trains_to_its_end(tmp_path, monkeypatch):
+    make_demo_scenes(tmp_path / "data", num_training=6, num_validation=2, image_size=64)
+    monkeypatch.setitem(study.BASES, "pvtv2-b0", (study.BASES["pvtv2-b0"][0], 1))
+    study.write_config("pvtv2-b0", tmp_path / "data", tmp_path)
+    name = "borders are repeated"
+    assert study.train(name, 0, tmp_path) == 0
+    assert study.read_metrics(study.run_dir(name, 0, tmp_path)).keys() == study.METRICS.keys()
