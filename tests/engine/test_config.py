@@ -15,5 +15,5 @@ def test_options_name_modules_to_import(tmp_path, monkeypatch):
     assert "named_by_an_option" not in sys.modules
     load_config(config, {"custom_imports": {"imports": ["named_by_an_option"]}})
     assert sys.modules.pop("named_by_an_option")
-    with pytest.raises(ConfigError, match="--cfg-options does not fit .*no_such_module"):
+    with pytest.raises(ConfigError, match=r"--cfg-options does not fit .*no_such_module"):
         load_config(config, {"custom_imports": {"imports": "no_such_module"}})
