@@ -1,13 +1,12 @@
 """Other starts and borders than the published ones, to be named in a config."""
 
-import math
 from typing import Any
 
 import torch.nn.functional as F
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
-from slide_mm.layers import DepthwiseConvMlp, SlideAttention
+from slide_mm.layers import SlideAttention
 from slide_mm.models import SlidePVTv2
 
 
@@ -21,20 +20,6 @@ class ZeroDeformedKernels:
             if isinstance(layer, SlideAttention):
                 nn.init.zeros_(layer.deformed_kernel)
                 nn.init.zeros_(layer.shift_bias)
-
-
-@WEIGHT_INITIALIZERS.register_module()
-class ConvolutionalMlps:
-    """Let the linear layers of PVTv2's MLPs start as 1 x 1 convolutions do in MMDetection's PVTv2:
-    normal with a variance of 2 over the output channels, where the authors' have 0.02 squared.
-    """
-
-    def __call__(self, module: nn.Module) -> None:
-        """Change all MLPs of a module."""
-        for layer in module.modules():
-            if isinstance(layer, DepthwiseConvMlp):
-                for linear in (layer.fc1, layer.fc2):
-                    nn.init.normal_(linear.weight, std=math.sqrt(2 / linear.out_features))
 
 
 class _RepeatedBorders(SlideAttention):

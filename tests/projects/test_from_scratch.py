@@ -1,5 +1,4 @@
 import json
-import math
 
 import pytest
 import torch
@@ -7,7 +6,7 @@ from mmengine.registry import MODELS
 
 from projects.from_scratch import study
 from slide_mm.datasets import make_demo_scenes
-from slide_mm.layers import DepthwiseConvMlp, SlideAttention
+from slide_mm.layers import SlideAttention
 from slide_mm.models import FAMILIES
 from tests.models.archs import narrow
 
@@ -36,15 +35,6 @@ def test_kernels_start_at_zero():
     for layer in layers(model, SlideAttention):
         assert not layer.deformed_kernel.any()
         assert not layer.shift_bias.any()
-
-
-def test_mlps_start_as_convolutions():
-    model = build(init_cfg=[{"type": "ConvolutionalMlps"}])
-    assert changed(build(), model) == {"weight"}
-    for layer in layers(model, DepthwiseConvMlp):
-        for linear in (layer.fc1, layer.fc2):
-            scaled = linear.weight * math.sqrt(linear.out_features / 2)
-            assert scaled.std().item() == pytest.approx(1, abs=0.15)
 
 
 def test_repeated_borders():
