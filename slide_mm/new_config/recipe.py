@@ -169,7 +169,7 @@ def _fit_queries(model: ConfigDict, ratio: float) -> None:
         model: Of the config; DINO and its kin are meant.
         ratio: Of the maps' pixels to those before.
     """
-    if model.get("as_two_stage"):
+    if model.get("as_two_stage") and model.get("num_queries"):
         most = max(1, int(_PIXELS_PER_QUERY * model.num_queries * ratio))
         model.num_queries = min(model.num_queries, most)
         if "max_per_img" in (model.get("test_cfg") or {}):
