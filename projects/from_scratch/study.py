@@ -49,12 +49,6 @@ VARIANTS = {
     "MLPs start as convolutions": Variant(
         "pvtv2-b0", ["model.backbone.init_cfg.type=ConvolutionalMlps"]
     ),
-    "both starts": Variant(
-        "pvtv2-b0",
-        [
-            "model.backbone.init_cfg=[dict(type='ZeroDeformedKernels'),dict(type='ConvolutionalMlps')]"
-        ],
-    ),
     "PVTv2-B0, MLPs start as convolutions": Variant(
         "pvtv2-b0", [*ORIGINAL, "model.backbone.init_cfg.type=ConvolutionalMlps"]
     ),
